@@ -1,0 +1,31 @@
+# `make train`: set up and train the demo. `make test`: ruff and the whole test suite. Both may be run again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A GPU with bf16 units takes bf16.yaml, an older one (T4) t4.yaml, and without any GPU it is cpu.yaml.
+CONFIG = $(shell $(BIN)/python -c "import torch; print('cpu' if not torch.cuda.is_available() \
+	else 'bf16' if torch.cuda.get_device_capability() >= (8, 0) else 't4')")
+
+.PHONY: train test clean
+
+train: $(VENV)/installed
+	$(BIN)/accelerate launch --config_file accelerate_configs/$(CONFIG).yaml train_translation.py demo --resume latest
+
+test: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+# torch first and alone: with it in place, no other package asks for a newer one.
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "$$(grep '^torch==' requirements.txt)"
+	$(BIN)/pip install -q -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(BIN)/pip install -q -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache

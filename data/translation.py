@@ -1,0 +1,170 @@
+"""From a corpus's name or files to token arrays: what train_translation.py trains and evaluates on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from data.bpe_dropout import BPEDropout
+from data.errors import DataError
+from data.parallel_text import (
+    ParallelText,
+    clean,
+    hashed_splits,
+    load_hub_pairs,
+    read_parallel_files,
+)
+from data.phrasebook import phrasebook_splits
+from data.token_cache import TokenizedText, cached_text, cached_tokens, content_key
+from data.tokenization import TextTokenizer
+
+
+@dataclass(frozen=True)
+class CorpusSplits:
+    """Cleaned sentence pairs, no sentence of either side in both train and a held-out split."""
+
+    train: ParallelText
+    valid: ParallelText
+    test: ParallelText
+    counts: dict[str, int] = field(default_factory=dict)  # what was read, skipped (and why) and kept
+
+
+def _parallel(pairs: Sequence[tuple[str, str]]) -> ParallelText:
+    return ParallelText([s for s, _ in pairs], [t for _, t in pairs])
+
+
+def load_splits(
+    dataset: str,
+    dataset_config: str,
+    languages: tuple[str, str],
+    *,
+    data_dir: Path | None = None,
+    train_files: Sequence[str] = (),
+    valid_files: Sequence[str] = (),
+    test_files: Sequence[str] = (),
+    valid_fraction: float = 0.02,
+    test_fraction: float = 0.02,
+) -> CorpusSplits:
+    """The splits of `train_files` where given, else of the embedded "phrasebook", else of a hub data set.
+
+    What has no files of its own is split off the training pairs by hash. Held-out files are used whole: only
+    their empty lines are skipped. Raises DataError.
+    """
+    if dataset == "phrasebook" and not train_files:
+        return CorpusSplits(*(_parallel(pairs) for pairs in phrasebook_splits()))
+    if train_files:
+        text = read_parallel_files(train_files, languages)
+    else:
+        text = load_hub_pairs(dataset, dataset_config, languages, data_dir)
+    text, counts = clean(text)
+    train, valid, test, split_counts = hashed_splits(
+        text, 0.0 if valid_files else valid_fraction, 0.0 if test_files else test_fraction
+    )
+    if valid_files:
+        valid = _without_empty(read_parallel_files(valid_files, languages))
+    if test_files:
+        test = _without_empty(read_parallel_files(test_files, languages))
+    for name, split in (("training", train), ("validation", valid), ("test", test)):
+        if len(split) == 0:
+            raise DataError(
+                f"no {name} pair is left of {counts['read']} pairs read: give more text, or larger "
+                "--valid_fraction and --test_fraction, or --valid_files and --test_files"
+            )
+    return CorpusSplits(train, valid, test, {**counts, **split_counts})
+
+
+def _without_empty(text: ParallelText) -> ParallelText:
+    return _parallel([(s.strip(), t.strip()) for s, t in text.pairs() if s.strip() and t.strip()])
+
+
+@dataclass(frozen=True)
+class TokenizedPairs:
+    """Sentence i of the source belongs to sentence i of the target."""
+
+    source: TokenizedText
+    target: TokenizedText
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+class TranslationCorpus:
+    """Token arrays of all splits, with the tokenizers trained on the training split alone.
+
+    Tokenizers and arrays come from the cache where the same text was seen with the same settings before.
+    `joint` trains one tokenizer on both sides. Training pairs with more than `max_len` tokens on a side, end
+    mark included, are dropped and counted in `n_too_long`; held-out ones never are.
+    """
+
+    def __init__(
+        self,
+        splits: CorpusSplits,
+        *,
+        kind: str,
+        vocab_size: int,
+        min_frequency: int,
+        lowercase: bool,
+        joint: bool,
+        max_len: int,
+        bpe_dropout: float = 0.0,
+        seed: int = 0,
+    ):
+        settings = {"kind": kind, "vocab_size": vocab_size, "min_frequency": min_frequency,
+                    "lowercase": lowercase, "format": 1}  # fmt: skip
+
+        def tokenizer_for(texts: list[str]) -> TextTokenizer:
+            def train() -> str:
+                return TextTokenizer.train(texts, kind, vocab_size, min_frequency, lowercase).to_json()
+
+            return TextTokenizer.from_json(cached_text(content_key(settings, texts), train))
+
+        train = splits.train
+        if joint:
+            self.source_tokenizer = self.target_tokenizer = tokenizer_for(train.sources + train.targets)
+        else:
+            self.source_tokenizer = tokenizer_for(train.sources)
+            self.target_tokenizer = tokenizer_for(train.targets)
+
+        self.tokenizers = {"source": self.source_tokenizer, "target": self.target_tokenizer}
+
+        def tokens_of(text: ParallelText) -> TokenizedPairs:
+            sides = []
+            for tokenizer, sentences in (
+                (self.source_tokenizer, text.sources),
+                (self.target_tokenizer, text.targets),
+            ):
+                key = content_key({"tokenizer": tokenizer.to_json()}, sentences)
+                sides.append(cached_tokens(key, lambda t=tokenizer, s=sentences: t.encode(s)))
+            return TokenizedPairs(*sides)
+
+        whole = tokens_of(train)
+        self.max_len, self.n_read = max_len, len(whole)
+        self.kept = self._short_enough(whole)
+        self.train = TokenizedPairs(whole.source.select(self.kept), whole.target.select(self.kept))
+        self.n_too_long = len(whole) - len(self.train)
+        self.valid, self.test = tokens_of(splits.valid), tokens_of(splits.test)
+        self.splits, self.seed, self._dropout = splits, seed, None
+        if bpe_dropout > 0:
+            self._dropout = tuple(
+                BPEDropout(tokenizer, bpe_dropout) for tokenizer in (self.source_tokenizer, self.target_tokenizer)
+            )
+
+    def _short_enough(self, pairs: TokenizedPairs) -> np.ndarray:
+        longest = np.maximum(pairs.source.lengths, pairs.target.lengths) + 1
+        return np.flatnonzero(longest <= self.max_len)
+
+    def training_pairs(self, epoch: int) -> TokenizedPairs:
+        """The training pairs of an epoch: under BPE-dropout segmented anew, by (seed, epoch) alone."""
+        if self._dropout is None:
+            return self.train
+        rng = np.random.default_rng([self.seed, epoch])
+        texts = self.splits.train
+        pairs = TokenizedPairs(
+            *(
+                TokenizedText.from_lists(dropout.encode([side[i] for i in self.kept], rng))
+                for dropout, side in zip(self._dropout, (texts.sources, texts.targets), strict=True)
+            )
+        )
+        kept = self._short_enough(pairs)  # dropout makes sentences longer
+        return TokenizedPairs(pairs.source.select(kept), pairs.target.select(kept))

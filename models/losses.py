@@ -1,0 +1,70 @@
+"""Losses as pure functions: sums over tokens, which the caller divides by the count of the whole update."""
+
+import torch
+from torch import Tensor
+
+# Logits held at a time. On a CPU a chunk should stay in the cache; on a GPU it only has to fill the device.
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Output projection and label-smoothed cross-entropy in one, a chunk of rows at a time.
+
+    The gradient with respect to the logits is softmax - smoothed one-hot: it is at hand in the forward pass,
+    so both input gradients are computed there and the (N, V) logits never exist as a whole, in any pass.
+    Logits are fp32 within a chunk, whatever the precision of the states.
+    """
+
+    @staticmethod
+    def forward(ctx, states, weight, labels, label_smoothing, ignore_index, needs_gradient):
+        n_words = weight.shape[0]
+        working_weight = weight.to(states.dtype)
+        states_grad = torch.zeros_like(states) if needs_gradient else None
+        weight_grad = torch.zeros_like(weight) if needs_gradient else None
+        smoothed = torch.zeros((), dtype=torch.float32, device=states.device)
+        plain = torch.zeros_like(smoothed)
+        rows = max(CHUNK_ELEMENTS.get(states.device.type, 1 << 24) // n_words, 16)
+        for start in range(0, states.shape[0], rows):
+            chunk = slice(start, start + rows)
+            counted = (labels[chunk] != ignore_index)[:, None]
+            label = labels[chunk, None].clamp(min=0)
+            logits = (states[chunk] @ working_weight.t()).float()  # (rows, V)
+            log_z = logits.logsumexp(1, keepdim=True)
+            nll = (log_z - logits.gather(1, label)) * counted
+            uniform = (log_z - logits.mean(1, keepdim=True)) * counted
+            plain += nll.sum()
+            smoothed += (1 - label_smoothing) * nll.sum() + label_smoothing * uniform.sum()
+            if needs_gradient:
+                gradient = logits.sub_(log_z).exp_().sub_(label_smoothing / n_words)
+                gradient.scatter_add_(1, label, torch.full_like(log_z, label_smoothing - 1))
+                gradient = gradient.mul_(counted).to(states.dtype)
+                states_grad[chunk] = gradient @ working_weight
+                weight_grad += gradient.t() @ states[chunk]
+        if needs_gradient:
+            ctx.save_for_backward(states_grad, weight_grad)
+        ctx.mark_non_differentiable(plain)
+        return smoothed, plain
+
+    @staticmethod
+    def backward(ctx, gradient, _):
+        states_grad, weight_grad = ctx.saved_tensors
+        return states_grad * gradient.to(states_grad.dtype), weight_grad * gradient, None, None, None, None
+
+
+@torch.compiler.disable  # the chunk loop's trip count follows the batch: nothing for the compiler to fuse
+def linear_cross_entropy(
+    states: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float = 0.0, ignore_index: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Sum of label-smoothed cross-entropy of `states @ weight.T`, and the plain sum without gradient (nats).
+
+    states (N, D), weight (V, D), labels (N,) int64; rows with label `ignore_index` count nothing. Equal to
+    `F.cross_entropy(states @ weight.T, labels, reduction="sum", ...)`, with label smoothing as in Szegedy et
+    al. 2016 (arXiv 1512.00567, section 7). Twice differentiable it is not.
+    """
+    device = states.device.type
+    if torch.is_autocast_enabled(device):
+        states = states.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        return _LinearCrossEntropy.apply(
+            states, weight, labels, label_smoothing, ignore_index, torch.is_grad_enabled()
+        )

@@ -1,0 +1,341 @@
+"""Encoder-decoder Transformer (Vaswani et al. 2017, arXiv 1706.03762), pre-norm or post-norm.
+
+Shapes: B sentences, S source positions, T target positions, D = d_model, H heads, K = D / H, V words.
+Token ids are int64. A source row ends in EOS, so it always holds at least one real token: a row of
+nothing but padding would make every attention weight NaN.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.losses import linear_cross_entropy
+
+# On a CPU the backward of scaled_dot_product_attention is slower than plain batched matmuls until
+# sentences grow this long; measured by benchmarks/translation_speed.py.
+CPU_PLAIN_ATTENTION_UP_TO = 128
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax of the scaled dot products: (B, H, T, S), each row sums to 1, zero where `mask` is False."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+    """Scaled dot-product attention: q (B, H, T, K), k and v (B, H, S, K) -> (B, H, T, K).
+
+    `mask` (broadcast to B, H, T, S) is True where attention is allowed; `causal` needs T == S and no mask.
+    """
+    if q.device.type != "cpu" or k.shape[-2] > CPU_PLAIN_ATTENTION_UP_TO:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+    if causal:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
+    return F.dropout(attention_weights(q, k, mask), dropout) @ v
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention of `x` over itself, or over `memory` when built with `cross=True`."""
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float, cross: bool = False):
+        super().__init__()
+        self.n_heads, self.dropout = n_heads, dropout
+        self.query = nn.Linear(d_model, d_model)
+        self.key_value = nn.Linear(d_model, 2 * d_model)
+        self.output = nn.Linear(d_model, d_model)
+        # Xavier as for three separate D x D maps: a joint (2D, D) matrix would get a smaller bound.
+        for weight in (self.query.weight, *self.key_value.weight.chunk(2), self.output.weight):
+            nn.init.xavier_uniform_(weight)
+        for layer in (self.query, self.key_value, self.output):
+            nn.init.zeros_(layer.bias)
+        self.cross = cross
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, T, D) -> (B, H, T, K)
+
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of `memory` (B, S, D): two tensors (B, H, S, K)."""
+        keys, values = self.key_value(memory).chunk(2, -1)
+        return self.split_heads(keys), self.split_heads(values)
+
+    def forward(
+        self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool = False
+    ) -> Tensor:
+        """x (B, T, D) over keys and values (B, H, S, K) -> (B, T, D)."""
+        dropout = self.dropout if self.training else 0.0
+        mixed = attention(self.split_heads(self.query(x)), *keys_values, mask, causal, dropout)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention weights (B, H, T, S) of x (B, T, D) over memory (B, S, D)."""
+        return attention_weights(self.split_heads(self.query(x)), self.keys_values(memory)[0], mask)
+
+
+class FeedForward(nn.Sequential):
+    """Two linear maps with a ReLU between: (.., D) -> (.., D)."""
+
+    def __init__(self, d_model: int, d_ff: int, dropout: float):
+        super().__init__(nn.Linear(d_model, d_ff), nn.ReLU(), nn.Dropout(dropout), nn.Linear(d_ff, d_model))
+        for layer in (self[0], self[3]):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+class Sublayer(nn.Module):
+    """Residual connection with normalisation before the branch (pre-norm) or after the sum (post-norm)."""
+
+    def __init__(self, d_model: int, dropout: float, pre_norm: bool):
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.dropout, self.pre_norm = nn.Dropout(dropout), pre_norm
+
+    def forward(self, x: Tensor, branch) -> Tensor:
+        if self.pre_norm:
+            return x + self.dropout(branch(self.norm(x)))
+        return self.norm(x + self.dropout(branch(x)))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, d_model, n_heads, d_ff, dropout, attention_dropout, activation_dropout, pre_norm):
+        super().__init__()
+        self.self_attention = MultiHeadAttention(d_model, n_heads, attention_dropout)
+        self.feed_forward = FeedForward(d_model, d_ff, activation_dropout)
+        self.self_sublayer = Sublayer(d_model, dropout, pre_norm)
+        self.feed_forward_sublayer = Sublayer(d_model, dropout, pre_norm)
+
+    def forward(self, x: Tensor, source_mask: Tensor) -> Tensor:
+        """x (B, S, D), source_mask (B, 1, 1, S) -> (B, S, D)."""
+        attend = self.self_attention
+        x = self.self_sublayer(x, lambda y: attend(y, attend.keys_values(y), source_mask))
+        return self.feed_forward_sublayer(x, self.feed_forward)
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, d_model, n_heads, d_ff, dropout, attention_dropout, activation_dropout, pre_norm):
+        super().__init__()
+        self.self_attention = MultiHeadAttention(d_model, n_heads, attention_dropout)
+        self.cross_attention = MultiHeadAttention(d_model, n_heads, attention_dropout)
+        self.feed_forward = FeedForward(d_model, d_ff, activation_dropout)
+        self.self_sublayer = Sublayer(d_model, dropout, pre_norm)
+        self.cross_sublayer = Sublayer(d_model, dropout, pre_norm)
+        self.feed_forward_sublayer = Sublayer(d_model, dropout, pre_norm)
+
+    def forward(self, x: Tensor, memory: Tensor, source_mask: Tensor) -> Tensor:
+        """The whole target at once: x (B, T, D), memory (B, S, D) -> (B, T, D)."""
+        attend = self.self_attention
+        x = self.self_sublayer(x, lambda y: attend(y, attend.keys_values(y), None, causal=True))
+        memory_keys_values = self.cross_attention.keys_values(memory)
+        x = self.cross_sublayer(x, lambda y: self.cross_attention(y, memory_keys_values, source_mask))
+        return self.feed_forward_sublayer(x, self.feed_forward)
+
+    def step(self, x: Tensor, past, memory_keys_values, source_mask: Tensor):
+        """One position with its past: x (B, 1, D); `past` and the returned keys and values (B, H, t, K)."""
+        present = past
+
+        def attend_past(y: Tensor) -> Tensor:
+            nonlocal present
+            keys, values = self.self_attention.keys_values(y)
+            present = (torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2))
+            return self.self_attention(y, present, None)
+
+        x = self.self_sublayer(x, attend_past)
+        x = self.cross_sublayer(x, lambda y: self.cross_attention(y, memory_keys_values, source_mask))
+        return self.feed_forward_sublayer(x, self.feed_forward), present
+
+
+@dataclass
+class DecoderState:
+    """What the decoder keeps between two positions, for N hypotheses (rows).
+
+    With the cache on, `past` holds each layer's keys and values so far; with it off, `prefix` (N, t) holds
+    the tokens so far and every step computes the whole prefix anew: slower, and the reference for the cache.
+    """
+
+    source_mask: Tensor  # (N, 1, 1, S)
+    memory: Tensor  # (N, S, D)
+    prefix: Tensor  # (N, t)
+    memory_keys_values: list[tuple[Tensor, Tensor]] | None  # per layer, (N, H, S, K)
+    past: list[tuple[Tensor, Tensor]] | None  # per layer, (N, H, t, K)
+
+    def select(self, rows: Tensor, same_sources: bool = False) -> "DecoderState":
+        """The state of the given rows (int64, any order, repeats allowed).
+
+        `same_sources` promises that each row is replaced by one of the same source sentence, as when the
+        beams of a sentence are re-ordered: what belongs to the source then stays where it is.
+        """
+        state = DecoderState(self.source_mask, self.memory, self.prefix[rows], self.memory_keys_values, self.past)
+        if not same_sources:
+            state.source_mask, state.memory = self.source_mask[rows], self.memory[rows]
+            if self.memory_keys_values is not None:
+                state.memory_keys_values = [(k[rows], v[rows]) for k, v in self.memory_keys_values]
+        if self.past is not None:
+            state.past = [(k[rows], v[rows]) for k, v in self.past]
+        return state
+
+
+def sinusoidal_positions(n_positions: int, d_model: int) -> Tensor:
+    """Sine and cosine positions of section 3.5: (n_positions, D), the halves side by side."""
+    rates = torch.exp(torch.arange(0, d_model, 2) * (-math.log(10_000.0) / d_model))
+    angles = torch.arange(n_positions)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :d_model]
+
+
+class Transformer(nn.Module):
+    """Encoder-decoder Transformer with the loss inside `forward`, so that DDP, FSDP and autocast see it.
+
+    `tied_embeddings`: "none"; "output" (the target embedding is the output projection); "three-way"
+    (Press & Wolf 2017, arXiv 1608.05859: source and target embedding and output projection are one matrix,
+    which needs one joint vocabulary). `max_positions` bounds learned positions only; sinusoidal ones grow.
+    """
+
+    def __init__(
+        self,
+        source_vocab_size: int,
+        target_vocab_size: int,
+        *,
+        d_model: int = 512,
+        n_heads: int = 8,
+        n_encoder_layers: int = 6,
+        n_decoder_layers: int = 6,
+        d_ff: int = 2048,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        pre_norm: bool = True,
+        positions: Literal["sinusoidal", "learned"] = "sinusoidal",
+        max_positions: int = 1024,
+        tied_embeddings: Literal["none", "output", "three-way"] = "none",
+        pad_id: int = 0,
+    ):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not a multiple of n_heads {n_heads}")
+        if tied_embeddings == "three-way" and source_vocab_size != target_vocab_size:
+            raise ValueError("three-way tied embeddings need one joint vocabulary")
+        self.pad_id, self.d_model = pad_id, d_model
+        # One name for each matrix: a tied one stands once in the state dict.
+        self.target_embedding = nn.Embedding(target_vocab_size, d_model)
+        self.source_embedding = None if tied_embeddings == "three-way" else nn.Embedding(source_vocab_size, d_model)
+        self.output = nn.Linear(d_model, target_vocab_size, bias=False) if tied_embeddings == "none" else None
+        for table in (self.source_embedding, self.target_embedding, self.output):
+            if table is not None:
+                nn.init.normal_(table.weight, std=d_model**-0.5)
+        self.learned_positions = None
+        if positions == "learned":
+            self.learned_positions = nn.Embedding(max_positions, d_model)
+            nn.init.normal_(self.learned_positions.weight, std=d_model**-0.5)
+        self.register_buffer("position_table", sinusoidal_positions(256, d_model), persistent=False)
+
+        sizes = (d_model, n_heads, d_ff, dropout, attention_dropout, activation_dropout, pre_norm)
+        self.encoder_layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(n_encoder_layers))
+        self.decoder_layers = nn.ModuleList(DecoderLayer(*sizes) for _ in range(n_decoder_layers))
+        # Post-norm layers end in a norm of their own; a pre-norm stack needs one more.
+        self.encoder_norm = nn.LayerNorm(d_model) if pre_norm else nn.Identity()
+        self.decoder_norm = nn.LayerNorm(d_model) if pre_norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The projection to the target vocabulary, (V, D)."""
+        return self.target_embedding.weight if self.output is None else self.output.weight
+
+    def embed(self, table: nn.Embedding, tokens: Tensor, start: int = 0) -> Tensor:
+        """Embed tokens (B, T) that stand at positions start, start + 1, ...: (B, T, D)."""
+        end = start + tokens.shape[1]
+        if self.learned_positions is not None:
+            if end > self.learned_positions.num_embeddings:
+                raise ValueError(f"{end} positions, but only {self.learned_positions.num_embeddings} learned")
+            positions = self.learned_positions.weight[start:end]
+        else:
+            if end > self.position_table.shape[0]:
+                table_size = 2 ** math.ceil(math.log2(end))
+                self.position_table = sinusoidal_positions(table_size, self.d_model).to(tokens.device)
+            positions = self.position_table[start:end]
+        return self.dropout(table(tokens) * math.sqrt(self.d_model) + positions)
+
+    def source_mask(self, source: Tensor) -> Tensor:
+        """True at real tokens, shaped to broadcast over heads and queries: (B, 1, 1, S)."""
+        return (source != self.pad_id)[:, None, None, :]
+
+    def encode(self, source: Tensor) -> Tensor:
+        """source (B, S), padded with pad_id -> memory (B, S, D)."""
+        mask = self.source_mask(source)
+        x = self.embed(self.source_embedding or self.target_embedding, source)
+        for layer in self.encoder_layers:
+            x = layer(x, mask)
+        return self.encoder_norm(x)
+
+    def decode(self, target: Tensor, memory: Tensor, source_mask: Tensor) -> Tensor:
+        """target (B, T), which begins with BOS -> states (B, T, D) before the output projection."""
+        x = self.embed(self.target_embedding, target)
+        for layer in self.decoder_layers:
+            x = layer(x, memory, source_mask)
+        return self.decoder_norm(x)
+
+    def logits(self, source: Tensor, target: Tensor) -> Tensor:
+        """source (B, S), target (B, T) -> logits of each next token (B, T, V)."""
+        states = self.decode(target, self.encode(source), self.source_mask(source))
+        return F.linear(states, self.output_weight)
+
+    def forward(
+        self, source: Tensor, target: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Sums over all label tokens of the smoothed cross-entropy and of the plain one, in nats.
+
+        source (B, S); target (B, T) begins with BOS; labels (B, T) is the target moved on by one, ending in
+        EOS, with pad_id where nothing is to be predicted. The second sum carries no gradient.
+        """
+        states = self.decode(target, self.encode(source), self.source_mask(source))
+        return linear_cross_entropy(
+            states.flatten(0, 1), self.output_weight, labels.flatten(), label_smoothing, self.pad_id
+        )
+
+    def begin_decoding(self, source: Tensor, use_cache: bool = True) -> DecoderState:
+        """Encode source (B, S) and open the decoder for one row a sentence."""
+        memory = self.encode(source)
+        memory_keys_values = past = None
+        if use_cache:
+            layers = self.decoder_layers
+            memory_keys_values = [layer.cross_attention.keys_values(memory) for layer in layers]
+            past = [(k[:, :, :0], v[:, :, :0]) for k, v in memory_keys_values]
+        return DecoderState(self.source_mask(source), memory, source[:, :0], memory_keys_values, past)
+
+    def decode_step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Feed one token to each row: tokens (N,) -> logits of the next ones (N, V) and the new state."""
+        position = state.prefix.shape[1]
+        prefix = torch.cat([state.prefix, tokens[:, None]], dim=1)
+        if state.past is None:
+            states = self.decode(prefix, state.memory, state.source_mask)[:, -1]
+            past = None
+        else:
+            x = self.embed(self.target_embedding, tokens[:, None], start=position)
+            past = []
+            for layer, layer_past, keys_values in zip(
+                self.decoder_layers, state.past, state.memory_keys_values, strict=True
+            ):
+                x, present = layer.step(x, layer_past, keys_values, state.source_mask)
+                past.append(present)
+            states = self.decoder_norm(x)[:, 0]
+        state = DecoderState(state.source_mask, state.memory, prefix, state.memory_keys_values, past)
+        return F.linear(states, self.output_weight), state
+
+    @torch.no_grad()
+    def cross_attention_weights(self, source: Tensor, target: Tensor) -> Tensor:
+        """The last decoder layer's attention over the source: (B, H, T, S)."""
+        memory, mask = self.encode(source), self.source_mask(source)
+        weights = []
+        last = self.decoder_layers[-1].cross_attention
+        hook = last.register_forward_pre_hook(
+            lambda module, args: weights.append(module.weights(args[0], memory, mask))
+        )
+        try:
+            self.decode(target, memory, mask)
+        finally:
+            hook.remove()
+        return weights[0]

@@ -1,0 +1,239 @@
+"""Checkpoints that a killed run resumes from bit for bit, and that are never half-written.
+
+`checkpoints/checkpoint-<step>/` holds model (safetensors, plain names whatever wrapped the model), optimizer,
+gradient scaler and every process's random states (written by Accelerate), the EMA weights, `state.json`
+(counters, best value, config, tracker id) and the files the task adds (tokenizers). It is written under
+another name, fsynced, sealed with a manifest of sizes and sha256, and renamed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel
+
+from training.errors import UsageError
+
+MANIFEST, STATE, MODEL, EMA = "manifest.json", "state.json", "model.safetensors", "ema.safetensors"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of updates done at a `checkpoint-<step>` folder."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None when every file is as its manifest says."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return "its manifest is missing or unreadable"
+    for name, (size, digest) in manifest.items():
+        path = checkpoint / name
+        if not path.is_file() or path.stat().st_size != size:
+            return f"{name} is missing or truncated"
+        if _sha256(path) != digest:
+            return f"{name} has changed"
+    return None
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """The `checkpoint-<step>` folders of a run, oldest first, sound or not."""
+    found = (run_dir / "checkpoints").glob("checkpoint-*")
+    return sorted((p for p in found if p.name.rpartition("-")[2].isdigit()), key=step_of)
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest sound checkpoint of a run folder; damaged ones are passed over with a warning."""
+    for checkpoint in reversed(list_checkpoints(run_dir)):
+        problem = damage(checkpoint)
+        if problem is None:
+            return checkpoint
+        warnings.warn(f"passing over the damaged checkpoint {checkpoint}: {problem}", stacklevel=2)
+    return None
+
+
+def best_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint with the best validation so far, by the newest one's record; else the newest."""
+    latest = latest_checkpoint(run_dir)
+    if latest is None:
+        return None
+    best = read_state(latest).get("best")
+    path = latest.with_name(f"checkpoint-{best['step']}") if best else latest
+    return path if damage(path) is None else latest
+
+
+def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
+    """The checkpoint that `--resume` names: "latest" (of run_dir, None if it has none), a run folder, or one
+    checkpoint. Raises UsageError if the path holds no sound checkpoint."""
+    if resume == "latest":
+        return latest_checkpoint(run_dir)
+    path = Path(resume)
+    if path.name.startswith("checkpoint-") and path.is_dir():
+        problem = damage(path)
+        if problem:
+            raise UsageError(f"--resume {resume}: {problem}; take an older one, or --resume latest")
+        return path
+    checkpoint = latest_checkpoint(path) if path.is_dir() else None
+    if checkpoint is None:
+        raise UsageError(f"--resume {resume}: no checkpoint there; name a run folder, or a checkpoint in it")
+    return checkpoint
+
+
+def read_state(checkpoint: Path) -> dict:
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+
+
+def _plain_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names without the prefixes of DDP, and tensors that own their memory, as safetensors wants them."""
+    return {name.removeprefix("module."): tensor.contiguous() for name, tensor in weights.items()}
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    run_dir: Path,
+    state: dict,
+    *,
+    ema: AveragedModel | None = None,
+    files: dict[str, str] | None = None,
+    total_limit: int = 2,
+) -> Path:
+    """Write `checkpoint-<state["step"]>`; called by all processes. Returns its path.
+
+    `state` is JSON data with "step" and, once there is one, "best" ({"step", ..}); `files` are texts to put
+    beside it by name. Afterwards the newest `total_limit` checkpoints stay (0: all), and the best.
+    """
+    final = run_dir / "checkpoints" / f"checkpoint-{state['step']}"
+    partial = final.with_name(f"partial-{state['step']}")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+
+    whole_weights = accelerator.get_state_dict(model)  # gathered when sharded
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+    def write_plain_names(models, weights, output_dir):
+        if not sharded:  # ours has the right names: Accelerate's would keep DDP's "module." prefix
+            weights.clear()
+
+    hook = accelerator.register_save_state_pre_hook(write_plain_names)
+    try:
+        accelerator.save_state(str(partial))
+    finally:
+        hook.remove()
+    if accelerator.is_main_process:
+        save_file(_plain_names(whole_weights), partial / MODEL)
+        if ema is not None:
+            save_file(_plain_names(ema.state_dict()), partial / EMA)
+        for name, text in (files or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
+        (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    accelerator.wait_for_everyone()  # every rank's random states are written
+    if accelerator.is_main_process:
+        paths = sorted(p for p in partial.rglob("*") if p.is_file())
+        manifest = {str(p.relative_to(partial)): (p.stat().st_size, _sha256(p)) for p in paths}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for path in (*paths, partial / MANIFEST, partial):
+            _fsync(path)
+        if final.exists():  # saved before at this step: a resume that stopped at once, or a damaged one
+            shutil.rmtree(final)
+        partial.rename(final)
+        _fsync(final.parent)
+        _remove_old(run_dir, state, total_limit)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def _remove_old(run_dir: Path, state: dict, total_limit: int) -> None:
+    checkpoints = list_checkpoints(run_dir)
+    best_step = (state.get("best") or {}).get("step")
+    for checkpoint in checkpoints[:-total_limit] if total_limit > 0 else []:
+        if step_of(checkpoint) != best_step:
+            shutil.rmtree(checkpoint)
+
+
+def load_checkpoint(
+    accelerator: Accelerator, model: torch.nn.Module, checkpoint: Path, ema: AveragedModel | None = None
+) -> dict:
+    """Restore model, optimizer, scaler, random states and EMA in place; called by all processes.
+
+    Returns the saved `state`. Raises UsageError when the weights do not fit the model.
+    """
+    check_weights_fit(accelerator.unwrap_model(model), checkpoint)
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+    def load_plain_names(models, input_dir):
+        if not sharded:
+            load_weights(accelerator.unwrap_model(models.pop()), checkpoint, MODEL)
+
+    hook = accelerator.register_load_state_pre_hook(load_plain_names)
+    try:
+        accelerator.load_state(str(checkpoint))
+    finally:
+        hook.remove()
+    if not (checkpoint / f"random_states_{accelerator.process_index}.pkl").exists():
+        warnings.warn(
+            f"{checkpoint} was saved by fewer processes: the random states of process "
+            f"{accelerator.process_index} begin anew",
+            stacklevel=2,
+        )
+    if ema is not None:
+        if not (checkpoint / EMA).exists():
+            raise UsageError(f"{checkpoint} holds no EMA weights: resume it with --ema_decay 0")
+        saved = load_file(checkpoint / EMA)
+        ema.n_averaged.copy_(saved.pop("n_averaged"))
+        ema.module.load_state_dict(saved)
+    return read_state(checkpoint)
+
+
+def check_weights_fit(model: torch.nn.Module, checkpoint: Path) -> None:
+    """Raise UsageError, naming the first difference, unless the checkpoint has this model's tensors."""
+    saved = {k: tuple(v.shape) for k, v in load_file(checkpoint / MODEL).items()}
+    own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    for name in sorted(saved.keys() | own.keys()):
+        if saved.get(name) != own.get(name):
+            raise UsageError(
+                f"{checkpoint} is of another model: {name} is {saved.get(name, 'absent')} there and "
+                f"{own.get(name, 'absent')} here; give the flags that it was trained with"
+            )
+
+
+def check_files(checkpoint: Path, files: dict[str, str]) -> None:
+    """Raise UsageError unless the texts that the task put beside the weights are these, by name."""
+    for name, text in files.items():
+        if (checkpoint / name).read_text(encoding="utf-8") != text:
+            raise UsageError(
+                f"{checkpoint} was trained with another {name}: give the data and the flags of that run (they "
+                "are in its state.json), or start anew in another --output_dir"
+            )
+
+
+def load_weights(model: torch.nn.Module, checkpoint: Path, name: str | None = None) -> None:
+    """Load a checkpoint's weights into an unwrapped model: the EMA ones where it has them, or file `name`."""
+    if name is None:
+        name = EMA if (checkpoint / EMA).exists() else MODEL
+    weights = load_file(checkpoint / name)
+    weights.pop("n_averaged", None)
+    model.load_state_dict(weights)

@@ -1,0 +1,240 @@
+"""PNG figures of a run: training curves, sentence lengths and padding, attention maps.
+
+Matplotlib is imported where it is used, and through its object interface: no window, no global state.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from training.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HIGHER_IS_BETTER = {"bleu", "chrf", "accuracy", "dice", "iou", "elbo", "match"}  # any other metric: lower is
+READABLE = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "elbo": "ELBO",
+    "iou": "IoU",
+    "kl": "KL divergence",
+    "lr": "learning rate",
+    "nll": "negative log-likelihood",
+    "test": "test:",
+    "train": "training:",
+    "valid": "validation:",
+}
+MAX_BARS = 80
+
+
+def new_figure(*, width: float, height: float) -> Figure:
+    """An empty figure of `width` x `height` inches that draws with Agg, in memory."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write `figure` to `path`, whose folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+
+
+# --- training curves ---
+
+
+def plot_curves(metrics_path: Path, figures_dir: Path, panels: Mapping[str, Sequence[str]]) -> list[Path]:
+    """Write `<figures_dir>/<panel>.png` for each panel, its named values over the step; return the paths.
+
+    `metrics_path` is a `metrics.jsonl`: one JSON object a line with `step` and any of `epoch`, `time` and
+    named values. Of two values for the same step the later line counts, as a resumed run repeats some steps.
+    A panel none of whose values occur is not written. The best value of each `valid/` metric is ringed, and
+    given in the legend.
+
+    Raises `UsageError` for a line that is not such an object, except a last line cut short by a killed run.
+    """
+    rows = read_metrics(metrics_path)
+    step_of_epoch: dict[float, int] = {}
+    for row in rows:
+        if "epoch" in row:
+            step_of_epoch.setdefault(row["epoch"], row["step"])
+
+    written = []
+    for panel, names in panels.items():
+        curves = {name: {row["step"]: row[name] for row in rows if name in row} for name in names}
+        curves = {name: curve for name, curve in curves.items() if curve}
+        if curves:
+            path = figures_dir / f"{panel}.png"
+            _plot_panel(curves, step_of_epoch, path)
+            written.append(path)
+    return written
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a `metrics.jsonl` merged into one dict per step, by rising step; later values override.
+
+    Raises `UsageError` as `plot_curves` does.
+    """
+    *lines, tail = path.read_bytes().split(b"\n")
+    rows: dict[int, dict] = {}
+    for number, line in enumerate([*lines, tail] if tail else lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number > len(lines):  # no newline at its end: a killed run was still writing it
+                break
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise UsageError(f"{path}, line {number}: not a JSON object with a whole `step`; delete the line")
+        rows.setdefault(row["step"], {}).update(row)
+    return [rows[step] for step in sorted(rows)]
+
+
+def _plot_panel(curves: Mapping[str, Mapping[int, float]], step_of_epoch: Mapping[float, int], path: Path) -> None:
+    figure = new_figure(width=8, height=4.5)
+    ax = figure.add_subplot()
+    for name, curve in curves.items():
+        steps, values = np.array(list(curve)), np.array(list(curve.values()), dtype=float)
+        marker = "." if len(steps) <= 50 else ""  # a single point draws no line
+        (line,) = ax.plot(steps, values, marker=marker, label=_readable(name))
+        finite = np.isfinite(values)
+        if name.startswith("valid/") and finite.any():
+            sign = -1 if HIGHER_IS_BETTER.intersection(name.split("/")[-1].split("_")) else 1
+            best = np.where(finite, sign * values, np.inf).argmin()
+            ax.plot(steps[best], values[best], "o", color=line.get_color(), markersize=11, fillstyle="none")
+            line.set_label(f"{_readable(name)} (best {values[best]:.4g} at step {steps[best]:,})")
+    ax.set_ylabel(", ".join(dict.fromkeys(_readable(name.split("/")[-1]) for name in curves)))
+    if all(name.endswith("_per_second") for name in curves):
+        ax.set_ylim(bottom=0)  # a rate is judged against zero
+    ax.yaxis.get_major_formatter().set_powerlimits((-3, 5))
+    ax.xaxis.get_major_formatter().set_powerlimits((-3, 7))
+    ax.set_xlabel("step (updates)")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    _add_epoch_axis(ax, step_of_epoch)
+    save_png(figure, path)
+
+
+def _readable(name: str) -> str:
+    """`train/tokens_per_second` becomes `training: tokens per second`."""
+    words = name.replace("/", " ").replace("_", " ").split()
+    return " ".join(READABLE.get(word, word) for word in words)
+
+
+def _add_epoch_axis(ax: Axes, step_of_epoch: Mapping[float, int]) -> None:
+    """A second x axis on top, with ticks at round epochs; none for fewer than two different epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = np.array(sorted(step_of_epoch))
+    if len(epochs) < 2:
+        return
+    steps = [step_of_epoch[epoch] for epoch in epochs]
+    ticks = MaxNLocator(nbins=10, steps=[1, 2, 5, 10]).tick_values(epochs[0], epochs[-1])
+    ticks = ticks[(ticks >= epochs[0]) & (ticks <= epochs[-1])]
+    top = ax.twiny()
+    top.set_xlim(ax.get_xlim())
+    top.set_xticks(np.interp(ticks, epochs, steps), [f"{tick:g}" for tick in ticks])
+    top.set_xlabel("epoch")
+
+
+# --- sentence lengths and padding ---
+
+
+def plot_length_histogram(
+    lengths_before: Mapping[str, np.ndarray], padded: Mapping[str, np.ndarray], path: Path
+) -> None:
+    """Write a PNG of the sentence lengths (above) and of real tokens against padding in the batches (below).
+
+    `lengths_before`: for each side ("source", "target") the tokens of each sentence, (n_sentences,).
+    `padded`: "real" and "padding", the tokens of each kind in each batch of one epoch, (n_batches,) both.
+    """
+    real, padding = np.asarray(padded["real"]), np.asarray(padded["padding"])
+    n_tokens = real.sum() + padding.sum()
+    figure = new_figure(width=8, height=7)
+    figure.suptitle(f"{padding.sum() / n_tokens:.1%} of {n_tokens:,} tokens in {len(real):,} batches are padding")
+    top, bottom = figure.subplots(2, 1)
+
+    longest = max(int(np.max(lengths)) for lengths in lengths_before.values())
+    width = math.ceil(longest / MAX_BARS)
+    bins = np.arange(0.5, longest + width + 0.5, width)  # whole lengths fall in the middle of a bin
+    for side, lengths in lengths_before.items():
+        label = f"{side} (mean {np.mean(lengths):.1f}, longest {np.max(lengths)})"
+        top.hist(lengths, bins=bins, alpha=0.5, label=label)
+    top.set_xlim(left=0)
+    top.set_xlabel("sentence length (tokens)")
+    top.set_ylabel("sentences")
+    top.set_title("Sentence lengths before batching", fontsize=10)
+    top.grid(alpha=0.3)
+    top.legend()
+
+    # More bars than pixels would flicker, so that neighbours by padding share one bar, their mean.
+    by_padding = np.argsort(padding / (real + padding), kind="stable")
+    groups = np.array_split(by_padding, min(len(by_padding), MAX_BARS))
+    sizes = np.array([len(group) for group in groups])
+    left = np.cumsum(sizes) - sizes
+    mean_real = np.array([real[group].mean() for group in groups])
+    mean_padding = np.array([padding[group].mean() for group in groups])
+    bottom.bar(left, mean_real, sizes, align="edge", label="real tokens", color="tab:blue")
+    bottom.bar(left, mean_padding, sizes, mean_real, align="edge", label="padding", color="tab:orange")
+    bottom.set_xlim(0, len(by_padding))
+    bottom.set_ylim(0, 1.2 * (mean_real + mean_padding).max())  # room for the legend
+    bottom.set_xlabel("batch, from the least to the most padding")
+    bottom.set_ylabel("tokens in a batch")
+    bottom.set_title("Tokens of each batch after batching", fontsize=10)
+    bottom.legend(loc="upper right", ncols=2)
+    save_png(figure, path)
+
+
+# --- attention maps ---
+
+
+def plot_attention(
+    weights: np.ndarray, source_tokens: Sequence[str], target_tokens: Sequence[str], path: Path
+) -> None:
+    """Write a PNG of one sentence's cross-attention: a heat map for each head, and last their mean.
+
+    `weights`: (n_heads, T, S), each row over S summing to one; `source_tokens`: S; `target_tokens`: T, the
+    token that each row predicts. All maps share one colour scale.
+
+    Raises `ValueError` where the shape of `weights` does not fit the tokens.
+    """
+    n_heads, n_target, n_source = weights.shape
+    if (n_target, n_source) != (len(target_tokens), len(source_tokens)):
+        raise ValueError(
+            f"weights of shape {weights.shape} do not fit {len(target_tokens)} target tokens "
+            f"and {len(source_tokens)} source tokens"
+        )
+    maps = {f"head {head}": weights[head - 1] for head in range(1, n_heads + 1)}
+    maps["mean of the heads"] = weights.mean(axis=0)
+    n_columns = math.ceil(math.sqrt(len(maps)))
+    n_rows = math.ceil(len(maps) / n_columns)
+    inches_per_token = 0.2  # a line of 8-point type, and some air
+    figure = new_figure(
+        width=n_columns * max(n_source * inches_per_token, 1.6) + 2,
+        height=n_rows * max(n_target * inches_per_token, 1.6) + 2,
+    )
+    axes = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
+    for ax in axes.flat[len(maps) :]:
+        ax.set_axis_off()
+    for index, (ax, (title, weight)) in enumerate(zip(axes.flat, maps.items(), strict=False)):
+        image = ax.imshow(weight, cmap="viridis", vmin=0, vmax=weights.max(), aspect="auto")
+        ax.set_title(title, fontsize=10)
+        # Tokens are text, not formulas: a `$` must not start one.
+        ax.set_xticks(range(n_source), source_tokens, rotation=90, fontsize=8, parse_math=False)
+        ax.set_yticks(range(n_target), target_tokens, fontsize=8, parse_math=False)
+        ax.tick_params(labelbottom=index + n_columns >= len(maps), labelleft=index % n_columns == 0)
+    figure.supxlabel("source token", fontsize=10)
+    figure.supylabel("target token", fontsize=10)
+    figure.colorbar(image, ax=axes, label="attention weight", shrink=0.8)
+    save_png(figure, path)

@@ -1,0 +1,334 @@
+"""Opening a run: accelerator, run folder, metrics, tracking, signals and the final summary."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import reduce
+from tqdm import tqdm
+
+from training.errors import TrainingDiverged, UsageError
+
+PROJECT = "onecycle"  # the one W&B project of all scripts; groups and job types tell the runs apart
+
+
+def open_accelerator(gradient_accumulation_steps: int = 1) -> Accelerator:
+    """The Accelerator as the launch and its YAML ask for it: precision, device and processes are theirs.
+
+    Raises UsageError where several processes were launched that do not know of each other.
+    """
+    cpu = not torch.accelerator.is_available()  # without this flag, two CPU processes would not join up
+    accelerator = Accelerator(cpu=cpu, gradient_accumulation_steps=gradient_accumulation_steps)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and accelerator.num_processes == 1:
+        raise UsageError(
+            f"{launched} processes were launched but each believes to be alone and would overwrite the other: "
+            "launch with --config_file accelerate_configs/cpu_2proc.yaml or another multi-process YAML"
+        )
+    if accelerator.is_main_process:
+        for warning in _launch_warnings(accelerator):
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+    return accelerator
+
+
+def _launch_warnings(accelerator: Accelerator) -> list[str]:
+    warnings = []
+    if accelerator.device.type == "cpu":
+        threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+        if hasattr(os, "sched_getaffinity"):
+            cores = len(os.sched_getaffinity(0))
+        if threads * accelerator.num_processes < cores // 2 + 1 and cores > 1:
+            warnings.append(
+                f"{threads} thread(s) on {cores} cores, which is slow: launch with "
+                "--config_file accelerate_configs/cpu.yaml, or set OMP_NUM_THREADS"
+            )
+    elif accelerator.device.type == "cuda" and accelerator.mixed_precision == "bf16":
+        major, minor = torch.cuda.get_device_capability(accelerator.device)
+        if major < 8:
+            warnings.append(
+                f"bf16 was asked for, but this GPU (compute capability {major}.{minor}) has no bf16 units and "
+                "emulates it slowly: launch with --config_file accelerate_configs/t4.yaml (fp16)"
+            )
+    return warnings
+
+
+def git_commit() -> str | None:
+    """The commit of the code, with "-dirty" where tracked files differ from it; None outside a repository."""
+    here = Path(__file__).resolve().parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
+
+
+def hardware(accelerator: Accelerator) -> str:
+    """The device's name, as users know it."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    if accelerator.device.type == "cpu":
+        return f"CPU ({torch.get_num_threads()} threads)"
+    return accelerator.device.type
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory held so far, in MiB: the GPU's where there is one, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+class Run:
+    """One run's folder, its metrics and its tracker. Only the main process writes.
+
+    `config` is the script's dataclass; it has `recipe`, `output_dir` and `tracker` ("wandb" or "none").
+    `resumed_state` is the `state` of the checkpoint that the run goes on from. `best` says of each metric
+    whether its "max" or its "min" is its best value, for the tracker's summary.
+    Below `output_dir`: config.json, metrics.jsonl, summary.json, checkpoints/, figures/. A folder that holds
+    an earlier run is moved aside unless that run is being resumed.
+
+    SIGTERM and SIGINT only set a flag from here on, which the loop asks for by `stop_requested`.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        script: str,
+        config: Any,
+        resumed_state: dict | None = None,
+        best: dict[str, str] | None = None,
+    ):
+        self.accelerator, self.config, self.script = accelerator, config, script
+        self.best = best or {}
+        self.output_dir = Path(config.output_dir)
+        self.figures_dir = self.output_dir / "figures"
+        self.metrics_path = self.output_dir / "metrics.jsonl"
+        self._started = time.monotonic()
+        self._seconds_before = (resumed_state or {}).get("total_seconds", 0.0)
+        self._stop_signal: int | None = None
+        self._wandb = None
+        self.tracker_id: str | None = (resumed_state or {}).get("tracker_id")
+        if accelerator.is_main_process:
+            self._open_folder(resumed_state)
+            if config.tracker == "wandb":
+                self._open_wandb()
+        accelerator.wait_for_everyone()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note_signal)
+
+    def _open_folder(self, resumed_state: dict | None) -> None:
+        if resumed_state is None and (self.output_dir / "config.json").exists():
+            n = 1
+            while (aside := self.output_dir.with_name(f"{self.output_dir.name}.{n}")).exists():
+                n += 1
+            self.output_dir.rename(aside)
+            print(f"{self.output_dir} held an earlier run: moved to {aside}", flush=True)
+        self.figures_dir.mkdir(parents=True, exist_ok=True)
+        (self.output_dir / "config.json").write_text(
+            json.dumps(dataclasses.asdict(self.config), indent=1, default=str) + "\n"
+        )
+        if resumed_state is not None and self.metrics_path.exists():
+            self._forget_metrics_after(resumed_state["step"])
+
+    def _forget_metrics_after(self, step: int) -> None:
+        """What was logged between the checkpoint and the kill will be logged again."""
+        kept = []
+        for line in self.metrics_path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:  # the line that the kill cut short
+                break
+        self.metrics_path.write_text("".join(line + "\n" for line in kept))
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds since the run was first opened, time between a kill and its resume not counted."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def state(self) -> dict:
+        """What a checkpoint keeps of the run: JSON data, to be passed back as `resumed_state`."""
+        return {"total_seconds": self.total_seconds, "tracker_id": self.tracker_id}
+
+    def print(self, text: str) -> None:
+        """Print on the main process, above the progress bar."""
+        if self.accelerator.is_main_process:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def progress_bar(self, total_steps: int, step: int) -> tqdm:
+        """A bar over updates, which begins at `step`; now and then only where nobody watches a terminal."""
+        hidden = not self.accelerator.is_main_process or self.config.eval_only
+        interval = 0.2 if sys.stderr.isatty() else 30.0
+        return tqdm(
+            total=total_steps, initial=step, unit="update", dynamic_ncols=True, disable=hidden,
+            mininterval=interval, maxinterval=max(interval, 10.0),
+        )  # fmt: skip
+
+    # -- signals ------------------------------------------------------------------------------------------
+
+    def _note_signal(self, number: int, frame) -> None:
+        if self._stop_signal is not None:  # asked twice: do not wait for the checkpoint
+            sys.exit(128 + number)
+        self._stop_signal = number
+
+    def stop_requested(self, agree: bool) -> bool:
+        """Whether a signal asks the loop to save and end.
+
+        Several processes may see it at different updates and would wait for each other for ever, so they
+        stop only where all pass `agree=True` at the same update, and share what they saw.
+        """
+        if self.accelerator.num_processes == 1:
+            return self._stop_signal is not None
+        if not agree:
+            return False
+        seen = torch.tensor(float(self._stop_signal or 0), device=self.accelerator.device)
+        highest = int(self.accelerator.gather(seen.reshape(1)).max())
+        self._stop_signal = highest or None
+        return highest > 0
+
+    def exit_after_signal(self, checkpoint: Path) -> None:
+        """Close the tracker and exit with 130 or 143; the checkpoint is written by now."""
+        number = self._stop_signal
+        if self.accelerator.is_main_process:
+            name = signal.Signals(number).name
+            print(f"{name}: saved {checkpoint}; go on with --resume latest", file=sys.stderr, flush=True)
+        self._with_wandb(lambda run: run.finish(exit_code=128 + number))
+        self.accelerator.end_training()
+        sys.exit(128 + number)
+
+    # -- metrics and tracking -----------------------------------------------------------------------------
+
+    def log(self, values: dict[str, float], step: int, epoch: float) -> None:
+        """Append named values to metrics.jsonl and send them to the tracker."""
+        if not self.accelerator.is_main_process:
+            return
+        line = {"step": step, "epoch": round(epoch, 6), "time": round(self.total_seconds, 3), **values}
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._with_wandb(lambda run: run.log(line))
+
+    def log_figures(self, paths: Sequence[Path], step: int) -> None:
+        """Send PNG files to the tracker, each under `figures/<its name>`."""
+
+        def send(run):
+            import wandb
+
+            run.log({"step": step, **{f"figures/{p.stem}": wandb.Image(str(p)) for p in paths}})
+
+        self._with_wandb(send)
+
+    def log_table(self, name: str, columns: list[str], rows: list[list], step: int) -> None:
+        """Send a table of samples to the tracker."""
+
+        def send(run):
+            import wandb
+
+            run.log({"step": step, name: wandb.Table(columns=columns, data=rows)})
+
+        self._with_wandb(send)
+
+    def _open_wandb(self) -> None:
+        """Through Accelerate's tracker: online where W&B is logged in, else offline."""
+        try:
+            import wandb
+
+            mode = os.environ.get("WANDB_MODE")
+            if mode is None and not wandb.api.api_key:
+                mode = "offline"
+            options = {
+                "dir": str(self.output_dir),
+                "group": self.script,
+                "job_type": self.config.recipe,
+                "name": f"{self.script}/{self.config.recipe}",
+                "tags": [hardware(self.accelerator), f"precision {self.accelerator.mixed_precision}"],
+                "settings": wandb.Settings(silent=True, console="off"),
+                **({"mode": mode} if mode else {}),
+                **({"id": self.tracker_id, "resume": "allow"} if self.tracker_id else {}),
+            }
+            self.accelerator.log_with = ["wandb"]
+            config = json.loads(json.dumps(dataclasses.asdict(self.config), default=str))
+            self.accelerator.init_trackers(PROJECT, config, init_kwargs={"wandb": options})
+            self._wandb = self.accelerator.get_tracker("wandb", unwrap=True)
+            self.tracker_id = self._wandb.id
+            self._wandb.define_metric("step")
+            self._wandb.define_metric("*", step_metric="step")
+            for name, best in self.config.best_metrics.items() if hasattr(self.config, "best_metrics") else ():
+                self._wandb.define_metric(name, step_metric="step", summary=best)
+            if mode == "offline":
+                folder = Path(self._wandb.dir).parent
+                print(
+                    f"W&B is not logged in: tracking offline; to upload, run `wandb sync {folder}`",
+                    flush=True,
+                )
+        except Exception as error:  # whatever W&B does, the run goes on
+            self._drop_wandb(error)
+
+    def _with_wandb(self, use) -> None:
+        if self._wandb is not None:
+            try:
+                use(self._wandb)
+            except Exception as error:  # whatever W&B does, the run goes on
+                self._drop_wandb(error)
+
+    def _drop_wandb(self, error: Exception) -> None:
+        self._wandb = None
+        self.accelerator.trackers = []
+        print(f"warning: W&B failed and is off for this run: {error!r}", file=sys.stderr, flush=True)
+
+    # -- the end ------------------------------------------------------------------------------------------
+
+    def diverged(self, step: int, checkpoint: Path | None) -> TrainingDiverged:
+        """The error to raise on a loss that is not finite, with what to try."""
+        good = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
+        return TrainingDiverged(
+            f"the loss is not finite at step {step}; {good}. Try a lower --lr (see --find_lr), a smaller "
+            "--max_grad_norm, or bf16 or no mixed precision instead of fp16"
+        )
+
+    def finish(self, values: dict[str, Any], train_seconds: float, model: torch.nn.Module) -> None:
+        """Write summary.json, `values` first, and close the tracker."""
+        if self.accelerator.is_main_process:
+            packages = ("torch", "accelerate", "datasets", "tokenizers", "sacrebleu", "wandb")
+            summary = {
+                **values,
+                "train_seconds": round(train_seconds, 2),
+                "total_seconds": round(self.total_seconds, 2),
+                "n_parameters": sum(p.numel() for p in model.parameters()),
+                "peak_memory_mb": round(peak_memory_mb(self.accelerator.device), 1),
+                "device": hardware(self.accelerator),
+                "mixed_precision": self.accelerator.mixed_precision,
+                "num_processes": self.accelerator.num_processes,
+                "versions": {"python": sys.version.split()[0], **_versions(packages)},
+                "git_commit": git_commit(),
+                "command": " ".join(sys.argv),
+            }
+            (self.output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+            self._with_wandb(lambda run: run.summary.update(summary))
+        self._with_wandb(lambda run: run.finish())
+        self.accelerator.end_training()
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return {name: installed[name] for name in packages if name in installed}
+
+
+def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:
+    """Elementwise sum over all processes; the same on each."""
+    return reduce(values, reduction="sum") if accelerator.num_processes > 1 else values
