@@ -21,12 +21,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
-from data.batching import BatchPlanner, Update, collate, pad_rows, to_device
+from data.batching import BatchPlanner, Update, collate
 from data.errors import DataError
 from data.parallel_text import ParallelText
 from data.tokenization import BOS_ID, EOS_ID, PAD_ID, TextTokenizer
 from data.translation import TokenizedPairs, TranslationCorpus, load_splits
-from models.decoding import SpecialTokens, beam_search, greedy_search
+from models.decoding import SpecialTokens, decode_in_batches, greedy_search
 from models.transformer import Transformer
 from training.checkpoints import (
     best_checkpoint,
@@ -206,17 +206,12 @@ def evaluate(
 
     # Each sentence goes to one process, and comes back with its number: counted once on any of them.
     n_translated = min(n_translated or len(pairs), len(pairs))
-    by_length = np.argsort(-pairs.source.lengths[:n_translated], kind="stable")[rank::n_processes]
-    translated: list[tuple[int, str]] = []
-    for start in range(0, len(by_length), config.eval_batch_size):
-        sentences = by_length[start : start + config.eval_batch_size]
-        width = int(pairs.source.lengths[sentences].max()) + 1
-        source = to_device(pad_rows(pairs.source, sentences, width), device)
-        if beam_size == 1:
-            outputs = greedy_search(model, source, SPECIAL)
-        else:
-            outputs = beam_search(model, source, SPECIAL, beam_size, config.length_penalty)
-        translated += zip(sentences.tolist(), tokenizer.decode(outputs), strict=True)
+    mine = range(rank, n_translated, n_processes)
+    outputs = decode_in_batches(
+        model, [[*pairs.source[i].tolist(), EOS_ID] for i in mine], SPECIAL, beam_size=beam_size,
+        length_penalty=config.length_penalty, batch_size=config.eval_batch_size, device=device,
+    )  # fmt: skip
+    translated = list(zip(mine, tokenizer.decode(outputs), strict=True))
     if n_processes > 1:
         translated = gather_object(translated)
     hypotheses = [hypothesis for _, hypothesis in sorted(translated)]
@@ -241,15 +236,6 @@ def numbers(metrics: dict, prefix: str) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in metrics.items() if not isinstance(value, str)}
 
 
-def show_samples(run: Run, text: ParallelText, hypotheses: list[str], n: int = 3) -> list[list[str]]:
-    """Print n translations, evenly spaced over the split: rows of source, translation, reference."""
-    rows = [list(row) for row in zip(text.sources, hypotheses, text.targets, strict=False)]
-    rows = rows[:: max(len(rows) // n, 1)][:n]
-    for source, hypothesis, reference in rows:
-        run.print(f"  {source}\n    -> {hypothesis}\n    == {reference}")
-    return rows
-
-
 def find_lr(accelerator, model, optimizer, planner, corpus: TranslationCorpus, config: Config) -> None:
     """Range test over the first updates; prints the suggestion and writes figures/lr_range_test.png."""
     pairs = corpus.training_pairs(0)
@@ -257,7 +243,7 @@ def find_lr(accelerator, model, optimizer, planner, corpus: TranslationCorpus, c
 
     def update_at(lr: float) -> torch.Tensor:
         update = next(updates)
-        sums = train_update(accelerator, model, optimizer, update, pairs, config, lr)
+        sums, _ = train_update(accelerator, model, optimizer, update, pairs, config, lr)
         return sum_over_processes(accelerator, sums)[0] / update.target_tokens
 
     result = lr_range_test(update_at, accelerator=accelerator, model=model, optimizer=optimizer)
@@ -274,13 +260,10 @@ def write_figures(run: Run, model: Transformer, corpus: TranslationCorpus, plann
         {"loss": ["train/loss", "train/nll", "valid/nll"], "lr": ["lr"], "bleu": ["valid/bleu"],
          "throughput": ["train/tokens_per_second"]},
     )  # fmt: skip
-    updates = planner.plan_epoch(0)
-    real = np.array([planner.source_lengths[u.sentences].sum() + planner.target_lengths[u.sentences].sum()
-                     for u in updates])  # fmt: skip
-    padded = np.array([len(u.sentences) * (u.shape.source + u.shape.target) for u in updates])
-    figures.append(run.figures_dir / "lengths.png")
     lengths = {"source": planner.source_lengths, "target": planner.target_lengths}
-    plot_length_histogram(lengths, {"real": real, "padding": padded - real}, figures[-1])
+    batches = dict(zip(("real", "padding"), planner.real_and_padding(planner.plan_epoch(0)), strict=True))
+    figures.append(run.figures_dir / "lengths.png")
+    plot_length_histogram(lengths, batches, figures[-1])
     middling = np.argsort(np.abs(corpus.test.source.lengths - 10), kind="stable")[:3]
     for i, sentence in enumerate(middling.tolist()):
         source_ids = [*corpus.test.source[sentence].tolist(), EOS_ID]
@@ -329,7 +312,8 @@ def main(config: Config) -> None:
 
     checkpoint = None
     if config.resume or config.eval_only:
-        checkpoint = find_checkpoint(config.resume or config.output_dir, Path(config.output_dir))
+        resume = config.resume or config.output_dir
+        checkpoint = find_checkpoint(resume, Path(config.output_dir), prefer_best=config.eval_only)
     if checkpoint:
         check_files(checkpoint, {f"{side}_tokenizer.json": t.to_json() for side, t in corpus.tokenizers.items()})
     ema = make_ema(model.to(accelerator.device), config.ema_decay) if config.ema_decay > 0 else None
@@ -345,7 +329,7 @@ def main(config: Config) -> None:
     evaluated = ema.module if ema else accelerator.unwrap_model(model)
     state = {"step": 0, "epoch": 0, "updates_in_epoch": 0, "train_seconds": 0.0,
              "best": None, "validations_since_best": 0}  # fmt: skip
-    window = MetricWindow(accelerator, ("train/loss", "train/nll"))
+    window = MetricWindow(accelerator, ("train/loss", "train/nll"), rate="train/tokens_per_second")
     if checkpoint:
         state = load_checkpoint(accelerator, model, checkpoint, ema)
         window.load(state["window"])
@@ -383,15 +367,18 @@ def main(config: Config) -> None:
             state["validations_since_best"] = 0
         run.log(numbers(metrics, "valid"), state["step"], epoch)
         run.print(f"step {state['step']:,}: validation BLEU {metrics['bleu']:.2f}, loss {metrics['nll']:.3f}")
-        samples = show_samples(run, splits.valid, hypotheses)
-        run.log_table("samples", ["source", "translation", "reference"], samples, state["step"])
+        run.log_samples(splits.valid.sources, hypotheses, splits.valid.targets, state["step"])
+
+    def due(every: int) -> bool:
+        return every > 0 and state["step"] % every == 0
 
     bar = run.progress_bar(total_steps, state["step"])
-    last_checkpoint, done = checkpoint, config.eval_only or state["step"] >= total_steps
+    last_checkpoint, out_of_patience = checkpoint, 0 < config.patience <= state["validations_since_best"]
+    done = config.eval_only or state["step"] >= total_steps or out_of_patience
     with profiler(run.output_dir, accelerator, enabled=config.profile) as profile:
         while not done:
             pairs = corpus.training_pairs(state["epoch"])
-            updates = plan(pairs).plan_epoch(state["epoch"])
+            updates = (plan(pairs) if config.bpe_dropout else planner).plan_epoch(state["epoch"])
             for update in updates[state["updates_in_epoch"] :]:
                 started = time.perf_counter()
                 lr = one_cycle(state["step"], total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start)
@@ -402,50 +389,43 @@ def main(config: Config) -> None:
                 state["step"] += 1
                 if ema:
                     ema.update_parameters(accelerator.unwrap_model(model))
-                seconds = time.perf_counter() - started
-                window.add(sums, update.target_tokens, seconds)
-                state["train_seconds"] += seconds
+                window.add(sums, update.target_tokens, time.perf_counter() - started)
+                state["train_seconds"] += time.perf_counter() - started
                 profile.step()
                 bar.update()
 
-                ends_epoch = state["updates_in_epoch"] == len(updates)
                 done = state["step"] == total_steps
-                validates = done or state["step"] % (config.validate_every or 10**9) == 0 or (
-                    ends_epoch and not config.validate_every)  # fmt: skip
-                saves = validates if not config.checkpointing_steps else (
-                    done or state["step"] % config.checkpointing_steps == 0)  # fmt: skip
-                logs = done or state["step"] % config.log_every == 0
+                ends_epoch = state["updates_in_epoch"] == len(updates)
+                validates = done or (due(config.validate_every) if config.validate_every else ends_epoch)
+                saves = done or (due(config.checkpointing_steps) if config.checkpointing_steps else validates)
+                logs = done or due(config.log_every)
                 stops = run.stop_requested(agree=logs)
+                epoch = state["epoch"] + state["updates_in_epoch"] / len(updates)
                 if logs or saves or stops:
-                    ago = window.updates_since_non_finite()
-                    if ago is not None:
-                        raise run.diverged(state["step"] - ago, last_checkpoint)
+                    window.raise_if_diverged(state["step"], last_checkpoint)
                 if logs:
-                    values = window.read()
-                    values["train/tokens_per_second"] = values.pop("count_per_second")
-                    values |= {"train/gradient_norm": float(gradient_norm), "lr": lr}
-                    run.log(values, state["step"], state["epoch"] + state["updates_in_epoch"] / len(updates))
+                    values = window.read() | {"train/gradient_norm": float(gradient_norm), "lr": lr}
+                    run.log(values, state["step"], epoch)
                     bar.set_postfix_str(
                         f"loss {values['train/loss']:.3f}, lr {lr:.1e}, "
-                        f"{values['train/tokens_per_second']:,.0f} tok/s"
-                    )
+                        f"{values['train/tokens_per_second']:,.0f} tokens/s", refresh=False,
+                    )  # fmt: skip
                 if validates:
-                    validate(state["epoch"] + state["updates_in_epoch"] / len(updates))
+                    validate(epoch)
                     model.train()
                     done = done or 0 < config.patience <= state["validations_since_best"]
-                if ends_epoch:
-                    state["epoch"], state["updates_in_epoch"] = state["epoch"] + 1, 0
                 if saves or stops:
                     last_checkpoint = save()
                 if stops:
-                    bar.close()
                     run.exit_after_signal(last_checkpoint)
                 if done:
                     break
+            else:
+                state["epoch"], state["updates_in_epoch"] = state["epoch"] + 1, 0
     bar.close()
 
     # --- the best checkpoint on the test split, by beam search
-    best = best_checkpoint(run.output_dir) or checkpoint
+    best = checkpoint if config.eval_only else best_checkpoint(run.output_dir)
     load_weights(evaluated, best)
     metrics, hypotheses = evaluate(
         accelerator, evaluated, corpus.test, splits.test, corpus.target_tokenizer, config, config.beam_size
@@ -458,10 +438,10 @@ def main(config: Config) -> None:
         figures = write_figures(run, evaluated, corpus, planner)
         run.log_figures(figures, state["step"])
     run.log(numbers(metrics, "test"), state["step"], state["epoch"])
+    run.log_samples(splits.test.sources, hypotheses, splits.test.targets, state["step"], n=5)
     summary = {f"test/{name}": value for name, value in metrics.items()}
     summary |= {f"best/{name}": value for name, value in (state["best"] or {}).items()}
     run.finish(summary, state["train_seconds"], evaluated)
-    show_samples(run, splits.test, hypotheses)
     run.print(f"test BLEU {metrics['bleu']:.2f}  {metrics['bleu_signature']}\n"
               f"test chrF {metrics['chrf']:.2f}  {metrics['chrf_signature']}\n"
               f"{metrics['n_sentences']:,} test sentences; translations in {run.output_dir / 'translations'}, "

@@ -209,15 +209,18 @@ class BatchPlanner:
             shape = Shape(int(self.source_lengths[sentences].max()), int(self.target_lengths[sentences].max()))
         return Update(sentences, shape, int(self.target_lengths[sentences].sum()))
 
+    def real_and_padding(self, updates: list[Update]) -> tuple[np.ndarray, np.ndarray]:
+        """Real and padding tokens of each update, both sides together, rows that fill a part being padding."""
+        rows = [self.n_parts * math.ceil(len(update.sentences) / self.n_parts) for update in updates]
+        padded = [n * (u.shape.source + u.shape.target) for n, u in zip(rows, updates, strict=True)]
+        both = self.source_lengths + self.target_lengths
+        real = np.array([both[update.sentences].sum() for update in updates])
+        return real, np.array(padded) - real
+
     def padding_share(self, updates: list[Update]) -> float:
-        """Padding tokens over all tokens, both sides together, in the batches as the model sees them."""
-        real = padded = 0
-        for update in updates:
-            for sentences, counted in update.micro_batches(self.n_parts):
-                padded += len(sentences) * (update.shape.source + update.shape.target)
-                kept = sentences[:counted]
-                real += int(self.source_lengths[kept].sum() + self.target_lengths[kept].sum())
-        return 1 - real / padded
+        """Padding tokens over all tokens in the batches as the model sees them."""
+        real, padding = self.real_and_padding(updates)
+        return float(padding.sum() / (real.sum() + padding.sum()))
 
 
 class PairBatch(NamedTuple):

@@ -156,3 +156,29 @@ def beam_search(
             sentences, scores, words, prefixes = sentences[keep], scores[keep], words[keep], prefixes[keep]
         tokens = words.flatten()
     return [max(done)[1] for done in finished]
+
+
+def decode_in_batches(
+    model,
+    sentences: list[list[int]],
+    special: SpecialTokens,
+    *,
+    beam_size: int,
+    length_penalty: float,
+    batch_size: int,
+    device: torch.device,
+) -> list[list[int]]:
+    """Translate token lists (each ending in EOS), longest first; the outputs come in the order given."""
+    outputs: list[list[int]] = [[] for _ in sentences]
+    order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        rows = [torch.tensor(sentences[i]) for i in chosen]
+        source = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=special.pad).to(device)
+        if beam_size == 1:
+            found = greedy_search(model, source, special)
+        else:
+            found = beam_search(model, source, special, beam_size, length_penalty)
+        for i, output in zip(chosen, found, strict=True):
+            outputs[i] = output
+    return outputs

@@ -191,7 +191,8 @@ class Transformer(nn.Module):
 
     `tied_embeddings`: "none"; "output" (the target embedding is the output projection); "three-way"
     (Press & Wolf 2017, arXiv 1608.05859: source and target embedding and output projection are one matrix,
-    which needs one joint vocabulary). `max_positions` bounds learned positions only; sinusoidal ones grow.
+    which needs one joint vocabulary). Of learned positions there are `max_positions`, and what lies beyond
+    shares the last one; sinusoidal positions have no bound.
     """
 
     def __init__(
@@ -230,7 +231,8 @@ class Transformer(nn.Module):
         if positions == "learned":
             self.learned_positions = nn.Embedding(max_positions, d_model)
             nn.init.normal_(self.learned_positions.weight, std=d_model**-0.5)
-        self.register_buffer("position_table", sinusoidal_positions(256, d_model), persistent=False)
+        # No buffer: DDP would broadcast it, and ranks may have let it grow to different lengths.
+        self.position_table = sinusoidal_positions(256, d_model)
 
         sizes = (d_model, n_heads, d_ff, dropout, attention_dropout, activation_dropout, pre_norm)
         self.encoder_layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(n_encoder_layers))
@@ -249,13 +251,13 @@ class Transformer(nn.Module):
         """Embed tokens (B, T) that stand at positions start, start + 1, ...: (B, T, D)."""
         end = start + tokens.shape[1]
         if self.learned_positions is not None:
-            if end > self.learned_positions.num_embeddings:
-                raise ValueError(f"{end} positions, but only {self.learned_positions.num_embeddings} learned")
-            positions = self.learned_positions.weight[start:end]
+            index = torch.arange(start, end, device=tokens.device)
+            positions = self.learned_positions(index.clamp(max=self.learned_positions.num_embeddings - 1))
         else:
             if end > self.position_table.shape[0]:
-                table_size = 2 ** math.ceil(math.log2(end))
-                self.position_table = sinusoidal_positions(table_size, self.d_model).to(tokens.device)
+                self.position_table = sinusoidal_positions(2 ** math.ceil(math.log2(end)), self.d_model)
+            if self.position_table.device != tokens.device:
+                self.position_table = self.position_table.to(tokens.device)
             positions = self.position_table[start:end]
         return self.dropout(table(tokens) * math.sqrt(self.d_model) + positions)
 

@@ -83,20 +83,21 @@ def best_checkpoint(run_dir: Path) -> Path | None:
     return path if damage(path) is None else latest
 
 
-def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
+def find_checkpoint(resume: str, run_dir: Path, prefer_best: bool = False) -> Path | None:
     """The checkpoint that `--resume` names: "latest" (of run_dir, None if it has none), a run folder, or one
-    checkpoint. Raises UsageError if the path holds no sound checkpoint."""
-    if resume == "latest":
-        return latest_checkpoint(run_dir)
-    path = Path(resume)
+    checkpoint. Of a run folder the newest is taken, or with `prefer_best` the best.
+
+    Raises UsageError if the path holds no sound checkpoint.
+    """
+    path = run_dir if resume == "latest" else Path(resume)
     if path.name.startswith("checkpoint-") and path.is_dir():
         problem = damage(path)
         if problem:
             raise UsageError(f"--resume {resume}: {problem}; take an older one, or --resume latest")
         return path
-    checkpoint = latest_checkpoint(path) if path.is_dir() else None
-    if checkpoint is None:
-        raise UsageError(f"--resume {resume}: no checkpoint there; name a run folder, or a checkpoint in it")
+    checkpoint = (best_checkpoint if prefer_best else latest_checkpoint)(path)
+    if checkpoint is None and (resume != "latest" or prefer_best):
+        raise UsageError(f"{path}: no checkpoint there; name the folder of a run, or a checkpoint in it")
     return checkpoint
 
 

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import reduce
 from tqdm import tqdm
 
-from training.errors import TrainingDiverged, UsageError
+from training.errors import UsageError
 
 PROJECT = "onecycle"  # the one W&B project of all scripts; groups and job types tell the runs apart
 
@@ -115,6 +115,7 @@ class Run:
     ):
         self.accelerator, self.config, self.script = accelerator, config, script
         self.best = best or {}
+        self.git_commit = git_commit()  # now: the working tree may have changed when the run ends
         self.output_dir = Path(config.output_dir)
         self.figures_dir = self.output_dir / "figures"
         self.metrics_path = self.output_dir / "metrics.jsonl"
@@ -233,13 +234,19 @@ class Run:
 
         self._with_wandb(send)
 
-    def log_table(self, name: str, columns: list[str], rows: list[list], step: int) -> None:
-        """Send a table of samples to the tracker."""
+    def log_samples(
+        self, inputs: Sequence[str], outputs: Sequence[str], targets: Sequence[str], step: int, n: int = 3
+    ) -> None:
+        """Print n examples, evenly spaced over the outputs, and send them to the tracker as a table."""
+        shown = range(0, len(outputs), max(len(outputs) // n, 1))[:n]
+        rows = [[inputs[i], outputs[i], targets[i]] for i in shown]
+        for source, output, target in rows:
+            self.print(f"  {source}\n    -> {output}\n    == {target}")
 
         def send(run):
             import wandb
 
-            run.log({"step": step, name: wandb.Table(columns=columns, data=rows)})
+            run.log({"step": step, "samples": wandb.Table(columns=["input", "output", "target"], data=rows)})
 
         self._with_wandb(send)
 
@@ -293,14 +300,6 @@ class Run:
 
     # -- the end ------------------------------------------------------------------------------------------
 
-    def diverged(self, step: int, checkpoint: Path | None) -> TrainingDiverged:
-        """The error to raise on a loss that is not finite, with what to try."""
-        good = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
-        return TrainingDiverged(
-            f"the loss is not finite at step {step}; {good}. Try a lower --lr (see --find_lr), a smaller "
-            "--max_grad_norm, or bf16 or no mixed precision instead of fp16"
-        )
-
     def finish(self, values: dict[str, Any], train_seconds: float, model: torch.nn.Module) -> None:
         """Write summary.json, `values` first, and close the tracker."""
         if self.accelerator.is_main_process:
@@ -315,7 +314,7 @@ class Run:
                 "mixed_precision": self.accelerator.mixed_precision,
                 "num_processes": self.accelerator.num_processes,
                 "versions": {"python": sys.version.split()[0], **_versions(packages)},
-                "git_commit": git_commit(),
+                "git_commit": self.git_commit,
                 "command": " ".join(sys.argv),
             }
             (self.output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
