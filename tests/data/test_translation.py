@@ -1,0 +1,96 @@
+import gzip
+
+import numpy as np
+import pytest
+
+from data.errors import DataError
+from data.parallel_text import ParallelText
+from data.translation import CorpusSplits, TranslationCorpus, load_splits
+
+SETTINGS = {"kind": "bpe", "vocab_size": 300, "min_frequency": 1, "lowercase": False, "joint": False, "max_len": 40}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path / "cache"))
+
+
+def write(path, lines):
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+    return str(path)
+
+
+def some_text(n: int = 400) -> ParallelText:
+    words = ["red", "green", "blue", "one", "two", "three", "four", "house", "tree", "dog"]
+    sources = [" ".join(words[(i // 10**k) % 10] for k in range(3)) + f" {i}" for i in range(n)]
+    return ParallelText(sources, [s.upper() for s in sources])
+
+
+def test_the_phrasebook_needs_no_files():
+    splits = load_splits("phrasebook", "", ("en", "it"))
+    assert len(splits.train) > 20_000 and len(splits.valid) == len(splits.test) == 500
+    for side in ("sources", "targets"):
+        held_out = set(getattr(splits.valid, side)) | set(getattr(splits.test, side))
+        assert not held_out & set(getattr(splits.train, side))
+
+
+def test_own_files_are_split_by_hash_unless_held_out_files_are_given(tmp_path):
+    text = some_text()
+    files = (write(tmp_path / "a.en.gz", text.sources), write(tmp_path / "a.it", text.targets))
+    splits = load_splits("none", "", ("en", "it"), train_files=files, valid_fraction=0.1, test_fraction=0.1)
+    assert len(splits.train) + len(splits.valid) + len(splits.test) == 400
+    held_out = (
+        write(tmp_path / "v.en", ["Hello!", "", "Bye."]),
+        write(tmp_path / "v.it", ["Ciao!", "x", "Addio."]),
+    )
+    splits = load_splits("none", "", ("en", "it"), train_files=files, valid_files=held_out, test_files=held_out)
+    assert splits.test.sources == ["Hello!", "Bye."] and len(splits.train) == 400
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    files = (write(tmp_path / "a", [""] * 3), write(tmp_path / "b", ["x"] * 3))
+    with pytest.raises(DataError):
+        load_splits("none", "", ("en", "it"), train_files=files)
+
+
+def test_tokenizers_know_the_training_split_alone():
+    text = some_text()
+    held_out = ParallelText(["zzz qqq"], ["ZZZ QQQ"])
+    corpus = TranslationCorpus(CorpusSplits(text, held_out, held_out), **SETTINGS)
+    assert not any(
+        "z" in corpus.source_tokenizer.tokens([i])[0] for i in range(4, corpus.source_tokenizer.vocab_size)
+    )
+    assert corpus.source_tokenizer.to_json() != corpus.target_tokenizer.to_json()
+    joint = TranslationCorpus(CorpusSplits(text, held_out, held_out), **SETTINGS | {"joint": True})
+    assert joint.source_tokenizer is joint.target_tokenizer
+    decoded = joint.target_tokenizer.decode([joint.train.target[7].tolist()])
+    assert decoded == [text.targets[7]]
+
+
+def test_long_sentences_leave_training_but_never_the_test():
+    long = " ".join(["house"] * 60)
+    train = ParallelText([*some_text().sources, long], [*some_text().targets, "x"])
+    held_out = ParallelText([long], ["x"])
+    corpus = TranslationCorpus(CorpusSplits(train, held_out, held_out), **SETTINGS)
+    assert corpus.n_too_long == 1 and len(corpus.train) == 400
+    assert len(corpus.test) == len(corpus.valid) == 1
+    assert corpus.test.source.lengths[0] >= 40
+
+
+def test_bpe_dropout_draws_by_seed_and_epoch():
+    text = some_text()
+    splits = CorpusSplits(text, text, text)
+
+    def tokens(seed, epoch, dropout=0.3):
+        corpus = TranslationCorpus(splits, **SETTINGS, bpe_dropout=dropout, seed=seed)
+        return corpus.training_pairs(epoch).source.tokens.tolist()
+
+    assert tokens(0, 1) == tokens(0, 1)
+    assert tokens(0, 1) != tokens(0, 2) and tokens(0, 1) != tokens(1, 1)
+    plain = TranslationCorpus(splits, **SETTINGS)
+    assert plain.training_pairs(3) is plain.train
+    dropped = TranslationCorpus(splits, **SETTINGS, bpe_dropout=0.3).training_pairs(0)
+    assert dropped.source.lengths.sum() > plain.train.source.lengths.sum()
+    assert np.all(np.maximum(dropped.source.lengths, dropped.target.lengths) + 1 <= 40)

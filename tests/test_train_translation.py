@@ -1,0 +1,496 @@
+"""The whole script, end to end, on a small model: what a user relies on."""
+
+import gzip
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_translation
+from data.phrasebook import phrasebook_splits
+from training.cli import run_script
+from training.figures import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "--d_model",
+    "32",
+    "--n_heads",
+    "2",
+    "--n_encoder_layers",
+    "1",
+    "--n_decoder_layers",
+    "1",
+    "--d_ff",
+    "64",
+    "--vocab_size",
+    "400",
+    "--max_tokens",
+    "256",
+    "--dropout",
+    "0.1",
+    "--epochs",
+    "2",
+    "--log_every",
+    "4",
+    "--beam_size",
+    "2",
+    "--valid_sentences",
+    "10",
+    "--tracker",
+    "none",
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[str]:
+    """400 pairs of the phrasebook as two files."""
+    folder = tmp_path_factory.mktemp("text")
+    pairs = phrasebook_splits()[0][::60][:400]
+    for side, name in enumerate(("en", "it")):
+        (folder / name).write_text("".join(pair[side] + "\n" for pair in pairs), encoding="utf-8")
+    return ["--train_files", str(folder / "en"), str(folder / "it"), "--valid_fraction", "0.05",
+            "--test_fraction", "0.1"]  # fmt: skip
+
+
+@pytest.fixture
+def train(fresh_accelerate, monkeypatch, files):
+    """Run the script in this process: train(output_dir, *flags) -> exit code."""
+
+    def run(output_dir, *flags, data=files) -> int:
+        fresh_accelerate()
+        flags = ["demo", *TINY, *data, "--output_dir", str(output_dir), *map(str, flags)]
+        monkeypatch.setattr(sys, "argv", ["train_translation.py", *flags])
+        try:
+            run_script(
+                train_translation.main, train_translation.RECIPES, "", user_errors=(train_translation.DataError,)
+            )
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return run
+
+
+def launch(output_dir, files, *flags, config="cpu", **popen):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+               str(ROOT / f"accelerate_configs/{config}.yaml"), "train_translation.py", "demo", *TINY, *files,
+               "--output_dir", str(output_dir), *map(str, flags)]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
+    )
+
+
+def summary(output_dir) -> dict:
+    return json.loads((output_dir / "summary.json").read_text())
+
+
+def final_weights(output_dir) -> dict[str, torch.Tensor]:
+    last = max((output_dir / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    return load_file(last / "model.safetensors")
+
+
+def curve(output_dir) -> list[dict]:
+    """The metrics, without what depends on the clock."""
+    return [
+        {k: v for k, v in line.items() if k not in ("time", "train/tokens_per_second")}
+        for line in read_metrics(output_dir / "metrics.jsonl")
+    ]
+
+
+# --- one run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, files) -> Path:
+    """A run by `accelerate launch`, with two updates in a million that end mid-window."""
+    output_dir = tmp_path_factory.mktemp("finished") / "run"
+    process = launch(output_dir, files)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    (output_dir / "stdout.txt").write_text(out)
+    return output_dir
+
+
+def test_a_run_leaves_what_the_contract_says(finished):
+    found = {
+        str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file() and "checkpoint-" not in str(p)
+    }
+    assert found == {
+        "config.json", "metrics.jsonl", "summary.json", "stdout.txt", "figures/loss.png", "figures/lr.png",
+        "figures/bleu.png", "figures/throughput.png", "figures/lengths.png", "figures/attention_1.png",
+        "figures/attention_2.png", "figures/attention_3.png", "translations/test.src.txt",
+        "translations/test.ref.txt", "translations/test.hyp.txt",
+    }  # fmt: skip
+    values = summary(finished)
+    for name in ("test/bleu", "test/chrf", "test/nll", "best/valid/bleu", "train_seconds", "n_parameters"):
+        assert math.isfinite(values[name])
+    assert values["n_parameters"] == sum(t.numel() for t in final_weights(finished).values())
+    names = set().union(*curve(finished))
+    assert {"train/loss", "train/nll", "lr", "train/gradient_norm", "valid/bleu", "valid/nll", "test/bleu"} <= names
+    shown = (finished / "stdout.txt").read_text()
+    assert "test BLEU" in shown and "figures" in shown and "->" in shown
+
+
+def test_the_sacrebleu_command_gives_the_same_scores(finished):
+    values = summary(finished)
+    folder = finished / "translations"
+    for metric in ("bleu", "chrf"):
+        command = [sys.executable, "-m", "sacrebleu", str(folder / "test.ref.txt"), "-i", str(folder / "test.hyp.txt"),
+                   "-m", metric, "-b", "-w", "10"]  # fmt: skip
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert float(out) == pytest.approx(values[f"test/{metric}"], abs=1e-9)
+    assert values["test/n_sentences"] == len((folder / "test.hyp.txt").read_text().splitlines())
+
+
+def test_the_losses_fall(finished):
+    losses = [line["train/loss"] for line in curve(finished) if "train/loss" in line]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_eval_only_gives_the_same_test_score(finished, train, tmp_path):
+    assert train(tmp_path / "evaluated", "--eval_only", "--resume", finished) == 0
+    for name in ("test/bleu", "test/chrf", "test/nll", "test/n_sentences"):
+        assert summary(tmp_path / "evaluated")[name] == pytest.approx(summary(finished)[name], rel=1e-6)
+    assert not (tmp_path / "evaluated" / "checkpoints").exists()
+
+
+def test_a_finished_run_resumes_to_its_end_at_no_cost(finished, train, tmp_path):
+    import shutil
+
+    shutil.copytree(finished, tmp_path / "again")
+    before = curve(finished)
+    assert train(tmp_path / "again", "--resume", "latest") == 0
+    assert [line for line in curve(tmp_path / "again") if "train/loss" in line] == [
+        line for line in before if "train/loss" in line
+    ]
+    assert summary(tmp_path / "again")["test/bleu"] == summary(finished)["test/bleu"]
+
+
+# --- resuming
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("flags", [(), ("--bpe_dropout", "0.2", "--gradient_accumulation_steps", "2")])
+def test_killed_anywhere_and_resumed_equals_uninterrupted_bit_for_bit(train, tmp_path, monkeypatch, flags):
+    flags = (*flags, "--checkpointing_steps", "5", "--validate_every", "14", "--max_train_steps", "31")
+    assert train(tmp_path / "whole", *flags) == 0
+    genuine = train_translation.train_update
+    calls = 0
+
+    def killed_at_9_and_23(*args):
+        nonlocal calls
+        calls += 1
+        if calls in (9, 24):  # after 8 updates, and (resumed at 5) after 19: in the first epoch and in the second
+            raise Killed
+        return genuine(*args)
+
+    monkeypatch.setattr(train_translation, "train_update", killed_at_9_and_23)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", *flags, "--resume", "latest")
+    assert train(tmp_path / "killed", *flags, "--resume", "latest") == 0
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    for name, tensor in final_weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, final_weights(tmp_path / "killed")[name]), name
+    assert summary(tmp_path / "killed")["test/bleu"] == summary(tmp_path / "whole")["test/bleu"]
+
+
+def wait_for_step(process, output_dir, step: int) -> None:
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        path = output_dir / "metrics.jsonl"
+        if path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().split("\n")[:-1]):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached: {process.communicate()[1]}")
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_143_and_sigkill_costs_nothing(train, tmp_path, files):
+    flags = ("--checkpointing_steps", "10", "--epochs", "6")
+    direct = [sys.executable, "train_translation.py", "demo", *TINY, *files, "--output_dir", str(tmp_path / "run"),
+              *flags, "--resume", "latest"]  # fmt: skip
+    options = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE, "text": True}
+
+    process = subprocess.Popen(direct, **options)
+    wait_for_step(process, tmp_path / "run", 12)
+    process.kill()
+    process.wait()
+
+    process = subprocess.Popen(direct, **options)
+    wait_for_step(process, tmp_path / "run", 24)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "SIGTERM: saved" in err and "--resume latest" in err
+
+    torch.set_num_threads(1)  # as the launched ones: sums of another order differ in the last bit
+    try:
+        assert train(tmp_path / "run", *flags, "--resume", "latest") == 0
+        assert train(tmp_path / "whole", *flags) == 0
+    finally:
+        torch.set_num_threads(os.cpu_count())
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+
+
+def test_a_truncated_newest_checkpoint_is_passed_over(train, tmp_path):
+    assert train(tmp_path / "run", "--checkpointing_steps", "8", "--max_train_steps", "20") == 0
+    whole = curve(tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "checkpoint-20" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="checkpoint-20: model.safetensors is missing or truncated"):
+        code = train(
+            tmp_path / "run", "--checkpointing_steps", "8", "--max_train_steps", "20", "--resume", "latest"
+        )
+    assert code == 0 and curve(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize(
+    "flags, named", [(("--d_model", "16"), "another model"), (("--vocab_size", "300"), "source_tokenizer.json")]
+)
+def test_a_resume_from_another_model_or_vocabulary_is_refused(train, finished, tmp_path, capsys, flags, named):
+    assert train(tmp_path / "run", "--resume", finished, *flags) == 2
+    shown = capsys.readouterr().err.strip()
+    assert shown.startswith("error:") and named in shown and "\n" not in shown
+    assert not (tmp_path / "run").exists()
+
+
+# --- equal updates
+
+
+@pytest.mark.slow
+def test_two_processes_accumulation_and_a_doubled_batch_train_alike(train, tmp_path, files):
+    """Also counts each test sentence once on two processes, and resumes on one what two have trained."""
+    same = ("--dropout", "0", "--max_train_steps", "10", "--max_grad_norm", "0.5")
+    process = launch(tmp_path / "two", files, *same, "--max_tokens", "128", config="cpu_2proc")
+    assert train(tmp_path / "accumulated", *same, "--max_tokens", "128", "--gradient_accumulation_steps", "2") == 0
+    assert train(tmp_path / "doubled", *same, "--max_tokens", "256") == 0
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    expected = final_weights(tmp_path / "doubled")
+    for other in ("two", "accumulated"):
+        for name, tensor in final_weights(tmp_path / other).items():
+            torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=0, msg=f"{other} {name}")
+        assert summary(tmp_path / other)["test/n_sentences"] == summary(tmp_path / "doubled")["test/n_sentences"]
+        losses = [
+            [line["train/loss"] for line in curve(tmp_path / d) if "train/loss" in line] for d in (other, "doubled")
+        ]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert summary(tmp_path / "two")["num_processes"] == 2
+
+    more = ("--dropout", "0", "--max_train_steps", "14", "--max_tokens", "256", "--resume", tmp_path / "two")
+    assert train(tmp_path / "resumed", *more) == 0
+    assert curve(tmp_path / "resumed")[-1]["step"] == 14
+
+
+def test_several_processes_that_do_not_know_of_each_other_are_refused(train, tmp_path, monkeypatch, capsys):
+    from accelerate import Accelerator
+
+    monkeypatch.setattr(Accelerator, "num_processes", 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("training.run.Accelerator", lambda **options: type("Alone", (), {"num_processes": 1})())
+    assert train(tmp_path / "run") == 2
+    assert "cpu_2proc.yaml" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+# --- learning
+
+
+@pytest.mark.slow
+def test_it_learns_to_copy_random_digits_from_any_seed(train, tmp_path):
+    """As Sockeye's system tests: a fresh task each time, and perplexity and exact match demanded."""
+    seed = random.SystemRandom().randrange(2**31)
+    generator = random.Random(seed)
+    lines = {" ".join(generator.choices("0123456789", k=generator.randint(1, 10))) for _ in range(6000)}
+    for name, chosen in (
+        ("train", sorted(lines)[200:]),
+        ("test", sorted(lines)[:200:2]),
+        ("valid", sorted(lines)[1:200:2]),
+    ):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in chosen))
+    data = [f for n in ("train", "valid", "test") for f in (f"--{n}_files", str(tmp_path / n), str(tmp_path / n))]
+    flags = ("--d_model", "64", "--n_heads", "4", "--n_encoder_layers", "2", "--n_decoder_layers", "2", "--d_ff", "128",
+             "--max_tokens", "1024", "--dropout", "0", "--label_smoothing", "0", "--epochs", "14", "--lr", "4e-3",
+             "--seed", seed, "--valid_sentences", "100")  # fmt: skip
+    assert train(tmp_path / "run", *flags, data=data) == 0
+    folder = tmp_path / "run" / "translations"
+    hypotheses, references = ((folder / f"test.{kind}.txt").read_text().splitlines() for kind in ("hyp", "ref"))
+    exact = sum(h == r for h, r in zip(hypotheses, references, strict=True)) / len(references)
+    assert math.exp(summary(tmp_path / "run")["test/nll"]) <= 1.05, f"seed {seed}"
+    assert exact >= 0.98, f"seed {seed}"
+
+
+# --- options
+
+
+def test_find_lr_suggests_plots_and_starts_no_run(train, tmp_path, capsys):
+    assert train(tmp_path / "run", "--find_lr", "--max_tokens", "512") == 0
+    shown = capsys.readouterr().out
+    assert "valley" in shown and "steepest" in shown
+    assert [str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*.*")] == [
+        "figures/lr_range_test.png"
+    ]
+
+
+def test_profile_writes_table_and_trace(train, tmp_path):
+    assert train(tmp_path / "run", "--profile", "--max_train_steps", "14") == 0
+    assert "aten::" in (tmp_path / "run" / "profile" / "table.txt").read_text()
+    assert json.loads(gzip.open(tmp_path / "run" / "profile" / "trace.json.gz").read())["traceEvents"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--tokenizer", "unigram", "--tied_embeddings", "output", "--positions", "learned"),
+        ("--tokenizer", "word", "--tied_embeddings", "none", "--batching", "sorted", "--lowercase"),
+        ("--batching", "padded", "--no_pre_norm", "--ema_decay", "0", "--weight_decay", "0.1"),
+    ],
+)
+def test_options_train_and_evaluate(train, tmp_path, flags):
+    assert train(tmp_path / "run", *flags, "--max_train_steps", "12") == 0
+    assert math.isfinite(summary(tmp_path / "run")["test/nll"])
+
+
+def test_patience_ends_a_run_that_gets_no_better(train, tmp_path, monkeypatch):
+    genuine = train_translation.evaluate
+
+    def never_better(*args, **options):
+        metrics, hypotheses = genuine(*args, **options)
+        return metrics | {"bleu": 1.0}, hypotheses
+
+    monkeypatch.setattr(train_translation, "evaluate", never_better)
+    assert train(tmp_path / "run", "--patience", "2", "--validate_every", "5", "--epochs", "20") == 0
+    assert [line["step"] for line in curve(tmp_path / "run") if "valid/bleu" in line] == [5, 10, 15]
+    assert (
+        train(tmp_path / "run", "--patience", "2", "--validate_every", "5", "--epochs", "20", "--resume", "latest")
+        == 0
+    )
+    assert max(line["step"] for line in curve(tmp_path / "run")) == 15
+
+
+def test_bf16_trains_close_to_fp32(train, tmp_path, monkeypatch):
+    assert train(tmp_path / "fp32", "--max_train_steps", "16", "--dropout", "0") == 0
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert train(tmp_path / "bf16", "--max_train_steps", "16", "--dropout", "0") == 0
+    assert summary(tmp_path / "bf16")["mixed_precision"] == "bf16"
+    assert summary(tmp_path / "bf16")["test/nll"] == pytest.approx(summary(tmp_path / "fp32")["test/nll"], abs=0.05)
+    assert summary(tmp_path / "bf16")["test/nll"] != summary(tmp_path / "fp32")["test/nll"]
+
+
+def test_wandb_offline_run_read_back_from_disk(train, tmp_path, capsys):
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    assert train(tmp_path / "run", "--tracker", "wandb", "--max_train_steps", "14", "--validate_every", "7") == 0
+    assert "wandb sync" in capsys.readouterr().out
+    (path,) = (tmp_path / "run").rglob("run-*.wandb")
+    store, history, config, summaries, run, metrics = DataStore(), [], {}, {}, None, set()
+    store.open_for_scan(str(path))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.HasField("run"):
+            run = record.run
+            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        config |= {item.key: json.loads(item.value_json) for item in record.config.update}
+        metrics |= {record.metric.name or record.metric.glob_name}
+        if record.HasField("history"):
+            history.append({(i.key or i.nested_key[0]): json.loads(i.value_json) for i in record.history.item})
+        for item in record.summary.update:
+            summaries[item.key or item.nested_key[0]] = json.loads(item.value_json)
+    assert (run.project, run.run_group, run.job_type) == ("onecycle", "translation", "demo")
+    assert any("CPU" in tag for tag in run.tags) and any("precision" in tag for tag in run.tags)
+    assert config["d_model"] == 32 and config["epochs"] == 2
+    assert {"step", "valid/bleu"} <= metrics
+    logged = [row["train/loss"] for row in history if "train/loss" in row]
+    assert logged == [line["train/loss"] for line in curve(tmp_path / "run") if "train/loss" in line]
+    assert any("samples" in row for row in history) and any("figures/loss" in row for row in history)
+    assert summaries["test/bleu"] == summary(tmp_path / "run")["test/bleu"]
+
+
+def test_a_resumed_run_goes_on_under_the_same_tracker_id(train, tmp_path):
+    assert train(tmp_path / "run", "--tracker", "wandb", "--max_train_steps", "8") == 0
+    assert train(tmp_path / "run", "--tracker", "wandb", "--max_train_steps", "12", "--resume", "latest") == 0
+    ids = {path.stem.removeprefix("run-") for path in (tmp_path / "run").rglob("run-*.wandb")}
+    assert len(ids) == 1
+
+
+# --- bad input
+
+
+def write(path: Path, data: bytes) -> str:
+    path.write_bytes(data)
+    return str(path)
+
+
+def test_bad_input_ends_with_2_one_line_and_no_run(train, tmp_path, capsys, files):
+    good = write(tmp_path / "good", b"one\ntwo\nthree\n")
+    cases = [
+        (["--train_files", good, write(tmp_path / "short", b"uno\ndue\n")], "3 lines"),
+        (["--train_files", good, write(tmp_path / "empty", b"")], "empty"),
+        (["--train_files", good, write(tmp_path / "latin", b"uno\nperch\xe9\ntre\n")], "line 2"),
+        (["--train_files", good, str(tmp_path / "absent")], "absent"),
+        (["--train_files", good], ".tsv"),
+        ([*files, "--max_tokens", "5"], "--max_tokens 5"),
+        ([*files, "--max_len", "1"], "--max_len"),
+        ([*files, "--resume", str(tmp_path / "nowhere")], "no checkpoint"),
+        ([*files, "--eval_only"], "no checkpoint"),
+        (["--dataset", "Helsinki-NLP/opus_books"], "--data_dir"),
+        (["--dataset", "Helsinki-NLP/opus_books", "--data_dir", str(tmp_path / "none")], "none"),
+    ]
+    for data, named in cases:
+        assert train(tmp_path / "run", data=data) == 2, data
+        shown = capsys.readouterr().err.strip().splitlines()
+        shown = [line for line in shown if not line.startswith("warning:")]
+        assert len(shown) == 1 and shown[0].startswith("error:") and named in shown[0], (data, shown)
+        assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_flag_names_the_near_miss(train, tmp_path, capsys):
+    assert train(tmp_path / "run", "--max_token", "100") == 2
+    assert "max_tokens" in capsys.readouterr().err.replace("-", "_")
+
+
+def test_empty_lines_and_absurd_ratios_are_skipped_and_counted(train, tmp_path, files, capsys):
+    source, target = (Path(files[i]).read_text(encoding="utf-8") for i in (1, 2))
+    long = "parola " * 100
+    data = ["--train_files", write(tmp_path / "en", f"{source}\nYes.\n\n".encode()),
+            write(tmp_path / "it", f"{target}Vuoto.\n{long}\n\n".encode()), *files[3:]]  # fmt: skip
+    assert train(tmp_path / "run", "--max_train_steps", "4", data=data) == 0
+    shown = capsys.readouterr().out
+    assert "'empty': 2" in shown and "'length_ratio': 1" in shown
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(train, tmp_path, monkeypatch, capsys):
+    genuine = train_translation.train_update
+    updates = 0
+
+    def broken_at_13(accelerator, model, *args):
+        nonlocal updates
+        updates += 1
+        if updates == 13:
+            with torch.no_grad():
+                next(model.parameters()).fill_(math.nan)
+        return genuine(accelerator, model, *args)
+
+    monkeypatch.setattr(train_translation, "train_update", broken_at_13)
+    assert train(tmp_path / "run", "--checkpointing_steps", "10", "--log_every", "8") == 1
+    shown = capsys.readouterr().err.strip().splitlines()[-1]
+    assert shown.startswith("error:") and "at step 13" in shown and "checkpoint-10" in shown and "--lr" in shown
+    checkpoints = list((tmp_path / "run" / "checkpoints").iterdir())
+    assert [p.name for p in checkpoints] == ["checkpoint-10"]
+    assert all(t.isfinite().all() for t in load_file(checkpoints[0] / "model.safetensors").values())

@@ -1,0 +1,69 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.translate import Translator
+from training.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A small run on digits, whose translations differ from line to line."""
+    folder = tmp_path_factory.mktemp("digits")
+    lines = [f"{i} {i * 7 % 100} {i * 3 % 10}" for i in range(600)]
+    (folder / "digits").write_text("".join(f"{line}\n" for line in lines))
+    command = [sys.executable, "train_translation.py", "demo", "--train_files", str(folder / "digits"),
+               str(folder / "digits"), "--output_dir", str(folder / "run"), "--tracker", "none", "--epochs", "3",
+               "--d_model", "32", "--n_heads", "2", "--n_encoder_layers", "1", "--n_decoder_layers", "1",
+               "--d_ff", "64", "--max_tokens", "512", "--beam_size", "3", "--eval_batch_size", "7"]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return folder / "run"
+
+
+def test_it_repeats_the_translations_of_the_run(finished):
+    source, hypothesis = (
+        (finished / "translations" / f"test.{kind}.txt").read_text().splitlines() for kind in ("src", "hyp")
+    )
+    translator = Translator(finished)
+    assert translator(source) == hypothesis
+    assert translator(source, batch_size=1) == hypothesis
+    assert len(set(hypothesis)) > 1
+
+
+def test_order_and_empty_lines_are_kept(finished):
+    translator = Translator(finished)
+    sentences = ["1 2 3", "", "  ", "44 5", "1 2 3 4 5 6 7 8 9"]
+    translations = translator(sentences)
+    assert translations[1] == translations[2] == ""
+    assert [translator([s])[0] for s in sentences] == translations
+    assert translator(["\N{SNOWMAN}"])  # an unknown character is no error
+
+
+def test_samples_follow_their_seed(finished):
+    translator = Translator(finished)
+    draws = [translator(["1 2 3", "4 5 6"], temperature=1.5, seed=seed) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_the_command_reads_stdin_or_arguments(finished):
+    def run(*flags, stdin=""):
+        return subprocess.run(
+            [sys.executable, "-m", "tools.translate", *flags], cwd=ROOT, input=stdin, capture_output=True, text=True
+        )
+
+    piped = run(str(finished), stdin="1 2 3\n\n44 5\n")
+    given = run(str(finished), "1 2 3", "44 5", "--beam_size", "3")
+    assert piped.returncode == given.returncode == 0, piped.stderr
+    lines = piped.stdout.split("\n")
+    assert len(lines) == 4 and lines[1] == "" and [lines[0], lines[2]] == given.stdout.splitlines()
+    absent = run(str(finished.parent / "nothing"), "1 2 3")
+    assert absent.returncode == 2 and absent.stderr.startswith("error:") and absent.stderr.count("\n") == 1
+
+
+def test_a_folder_without_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no checkpoint there"):
+        Translator(tmp_path)

@@ -1,0 +1,158 @@
+import json
+import shutil
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from training.checkpoints import (
+    best_checkpoint,
+    damage,
+    find_checkpoint,
+    latest_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_weights,
+    read_state,
+    save_checkpoint,
+)
+from training.ema import make_ema
+from training.errors import UsageError
+
+
+@pytest.fixture
+def parts(fresh_accelerate):
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 2))
+    ema = make_ema(model, 0.9)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    return accelerator, *accelerator.prepare(model, optimizer), ema
+
+
+def train(parts, n: int) -> list[float]:
+    accelerator, model, optimizer, ema = parts
+    losses = []
+    for _ in range(n):
+        loss = model(torch.randn(8, 3)).square().mean()
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update_parameters(model)
+        losses.append(loss.item())
+    return losses
+
+
+def save(parts, run_dir, step, **options):
+    accelerator, model, _, ema = parts
+    state = {"step": step, **options.pop("state", {})}
+    return save_checkpoint(accelerator, model, run_dir, state, ema=ema, **options)
+
+
+def test_what_is_loaded_trains_on_bit_for_bit(parts, tmp_path):
+    train(parts, 3)
+    checkpoint = save(parts, tmp_path, 3, files={"note.txt": "città"})
+    uninterrupted = train(parts, 4)
+    weights = {k: v.clone() for k, v in parts[1].state_dict().items()}
+    averaged = {k: v.clone() for k, v in parts[3].state_dict().items()}
+    train(parts, 2)
+    torch.manual_seed(99)
+    state = load_checkpoint(parts[0], parts[1], checkpoint, parts[3])
+    assert state == {"step": 3}
+    assert train(parts, 4) == uninterrupted
+    for name, tensor in parts[1].state_dict().items():
+        assert torch.equal(tensor, weights[name])
+    for name, tensor in parts[3].state_dict().items():
+        assert torch.equal(tensor, averaged[name])
+    assert (checkpoint / "note.txt").read_text(encoding="utf-8") == "città"
+
+
+def test_weights_have_plain_names_and_the_averaged_ones_come_first(parts, tmp_path):
+    train(parts, 3)
+    checkpoint = save(parts, tmp_path, 3)
+    plain = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 2))
+    load_weights(plain, checkpoint)
+    assert torch.equal(plain[0].weight, parts[3].module[0].weight)
+    load_weights(plain, checkpoint, "model.safetensors")
+    assert torch.equal(plain[0].weight, parts[1][0].weight)
+
+
+def test_the_newest_and_the_best_stay(parts, tmp_path):
+    for step in (10, 20, 30, 100, 110):
+        save(parts, tmp_path, step, state={"best": {"step": 20}}, total_limit=2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100", "checkpoint-110"]
+    assert best_checkpoint(tmp_path).name == "checkpoint-20"
+    assert latest_checkpoint(tmp_path).name == "checkpoint-110"
+    save(parts, tmp_path, 120, state={"best": None}, total_limit=0)
+    assert len(list_checkpoints(tmp_path)) == 4
+    assert best_checkpoint(tmp_path).name == "checkpoint-120"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "state.json", "random_states_0.pkl"])
+def test_a_damaged_newest_one_is_passed_over_with_a_warning(parts, tmp_path, name):
+    save(parts, tmp_path, 10)
+    newest = save(parts, tmp_path, 20)
+    assert damage(newest) is None
+    whole = (newest / name).read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1]), None):
+        if broken is None:
+            (newest / name).unlink()
+        else:
+            (newest / name).write_bytes(broken)
+        with pytest.warns(UserWarning, match=rf"passing over the damaged checkpoint .*checkpoint-20: {name}"):
+            assert latest_checkpoint(tmp_path).name == "checkpoint-10"
+        with pytest.raises(UsageError, match=name):
+            find_checkpoint(str(newest), tmp_path)
+
+
+def test_what_a_kill_left_half_written_is_no_checkpoint(parts, tmp_path):
+    whole = save(parts, tmp_path, 10)
+    shutil.copytree(whole, tmp_path / "checkpoints" / "partial-20")
+    shutil.copytree(whole, tmp_path / "checkpoints" / "checkpoint-20")
+    (tmp_path / "checkpoints" / "checkpoint-20" / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match="manifest"):
+        assert latest_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+def test_saving_again_at_the_same_step_replaces(parts, tmp_path):
+    save(parts, tmp_path, 10, state={"x": 1})
+    train(parts, 1)
+    assert read_state(save(parts, tmp_path, 10, state={"x": 2}))["x"] == 2
+    assert damage(tmp_path / "checkpoints" / "checkpoint-10") is None
+
+
+def test_resume_finds_latest_run_folders_and_checkpoints(parts, tmp_path):
+    assert find_checkpoint("latest", tmp_path / "new") is None
+    with pytest.raises(UsageError, match="no checkpoint there"):
+        find_checkpoint(str(tmp_path / "nowhere"), tmp_path)
+    checkpoint = save(parts, tmp_path, 10)
+    assert find_checkpoint("latest", tmp_path) == checkpoint
+    assert find_checkpoint(str(tmp_path), tmp_path / "new") == checkpoint
+    assert find_checkpoint(str(checkpoint), tmp_path / "new") == checkpoint
+
+
+def test_another_model_is_refused_before_anything_changes(parts, tmp_path):
+    checkpoint = save(parts, tmp_path, 10)
+    other = parts[0].prepare(torch.nn.Sequential(torch.nn.Linear(3, 5)))
+    before = other[0].weight.clone()
+    with pytest.raises(UsageError, match=r"another model: 0\.bias is \(4,\) there and \(5,\) here"):
+        load_checkpoint(parts[0], other, checkpoint)
+    assert torch.equal(other[0].weight, before)
+
+
+def test_a_foreign_pickle_is_not_executed(parts, tmp_path):
+    """The optimizer's file is torch's own format: a pickle that calls something must be refused."""
+    import pickle
+
+    class Attack:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    checkpoint = save(parts, tmp_path, 10)
+    for name in ("optimizer.bin", "random_states_0.pkl"):
+        (checkpoint / name).write_bytes(pickle.dumps(Attack()))
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(Exception):  # noqa: B017 - whatever torch calls it
+            load_checkpoint(parts[0], parts[1], checkpoint, parts[3])
+        assert not (tmp_path / "owned").exists()

@@ -1,0 +1,102 @@
+import json
+import signal
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from training.run import Run, open_accelerator
+
+
+@dataclass(frozen=True)
+class Config:
+    output_dir: str
+    recipe: str = "demo"
+    tracker: str = "none"
+    eval_only: bool = False
+
+
+def open_run(path, state=None, **options) -> Run:
+    return Run(open_accelerator(), "translation", Config(str(path), **options), state)
+
+
+def read_metrics(path) -> list[dict]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_lines_hold_step_epoch_time_and_values(fresh_accelerate, tmp_path):
+    run = open_run(tmp_path / "run")
+    run.log({"train/loss": 2.5}, step=10, epoch=0.5)
+    (line,) = read_metrics(tmp_path / "run")
+    assert line["time"] >= 0
+    assert {k: line[k] for k in ("step", "epoch", "train/loss")} == {"step": 10, "epoch": 0.5, "train/loss": 2.5}
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["recipe"] == "demo"
+
+
+def test_an_earlier_run_is_moved_aside_not_overwritten(fresh_accelerate, tmp_path, capsys):
+    for value in (1.0, 2.0, 3.0):
+        open_run(tmp_path / "run").log({"x": value}, 1, 0)
+    assert read_metrics(tmp_path / "run")[0]["x"] == 3.0
+    assert [read_metrics(tmp_path / f"run.{n}")[0]["x"] for n in (1, 2)] == [1.0, 2.0]
+    assert "moved to" in capsys.readouterr().out
+
+
+def test_resuming_forgets_what_was_logged_after_the_checkpoint(fresh_accelerate, tmp_path):
+    run = open_run(tmp_path / "run")
+    for step in (1, 2, 3):
+        run.log({"x": step}, step, 0)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "ti')  # cut short by a kill
+    run = open_run(tmp_path / "run", {"step": 2, "total_seconds": 100.0, "tracker_id": None})
+    run.log({"x": 33}, 3, 0)
+    assert [(line["step"], line["x"]) for line in read_metrics(tmp_path / "run")] == [(1, 1), (2, 2), (3, 33)]
+    assert read_metrics(tmp_path / "run")[-1]["time"] >= 100
+
+
+def test_a_signal_asks_the_loop_to_stop_and_gives_the_exit_code(fresh_accelerate, tmp_path):
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        run = open_run(tmp_path / "run")
+        assert not run.stop_requested(agree=False)
+        signal.raise_signal(number)
+        assert run.stop_requested(agree=False)
+        with pytest.raises(SystemExit) as end:
+            run.exit_after_signal(tmp_path)
+        assert end.value.code == code
+
+
+def test_a_second_signal_does_not_wait(fresh_accelerate, tmp_path):
+    open_run(tmp_path / "run")
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_failing_tracker_never_ends_the_run(fresh_accelerate, tmp_path, monkeypatch, capsys):
+    import wandb
+
+    def fail(*args, **options):
+        raise RuntimeError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb, "init", fail)
+        run = open_run(tmp_path / "a", tracker="wandb")
+    run.log({"x": 1.0}, 1, 0)
+    run = open_run(tmp_path / "b", tracker="wandb")
+    monkeypatch.setattr(run._wandb, "log", fail)
+    for step in (1, 2):
+        run.log({"x": 1.0}, step, 0)
+    run.finish({}, 1.0, torch.nn.Linear(2, 2))
+    assert capsys.readouterr().err.count("no space left") == 2  # said once a run
+    assert len(read_metrics(tmp_path / "a")) == 1 and len(read_metrics(tmp_path / "b")) == 2
+
+
+def test_summary_is_flat_and_says_where_it_comes_from(fresh_accelerate, tmp_path):
+    run = open_run(tmp_path / "run")
+    run.finish({"test/bleu": 12.5}, 3.0, torch.nn.Linear(2, 3))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["test/bleu"] == 12.5 and summary["train_seconds"] == 3.0 and summary["n_parameters"] == 9
+    expected = {"total_seconds", "peak_memory_mb", "device", "mixed_precision", "num_processes", "versions",
+                "git_commit", "command"}  # fmt: skip
+    assert expected <= summary.keys()
+    assert summary["versions"]["torch"] == torch.__version__
+    assert 50 < summary["peak_memory_mb"] < 100_000

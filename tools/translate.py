@@ -1,0 +1,118 @@
+"""Translate with a finished run: `python -m tools.translate RUN "a sentence" ..`, or lines on stdin.
+
+All that it needs is in the run's folder: the best checkpoint brings weights, config and tokenizers along.
+"""
+
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from tyro.conf import Positional
+
+from data.tokenization import EOS_ID, TextTokenizer
+from models.decoding import decode_in_batches, sample
+from models.transformer import Transformer
+from train_translation import SPECIAL, Config, build_model
+from training.checkpoints import find_checkpoint, load_weights, read_state
+from training.errors import UsageError
+
+
+class Translator:
+    """A trained model with its tokenizers: `Translator(run)(["a sentence"]) -> ["una frase"]`.
+
+    `run` is a run folder (its best checkpoint is taken) or one checkpoint. Raises UsageError if there is none.
+    """
+
+    def __init__(self, run: str | Path, device: torch.device | None = None):
+        checkpoint = find_checkpoint(str(run), Path(run), prefer_best=True)
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        saved = read_state(checkpoint)["config"]
+        self.config = Config(**{f.name: saved[f.name] for f in fields(Config) if f.name in saved})
+        self.source_tokenizer = TextTokenizer.load(checkpoint / "source_tokenizer.json")
+        self.target_tokenizer = TextTokenizer.load(checkpoint / "target_tokenizer.json")
+        self.model: Transformer = build_model(
+            self.config, self.source_tokenizer.vocab_size, self.target_tokenizer.vocab_size
+        )
+        load_weights(self.model, checkpoint)
+        self.model.to(self.device).eval()
+
+    def __call__(
+        self,
+        sentences: list[str],
+        *,
+        beam_size: int | None = None,
+        length_penalty: float | None = None,
+        batch_size: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> list[str]:
+        """Translations in the order of the sentences; an empty sentence stays empty.
+
+        Beam search with the run's own settings unless told otherwise; `temperature` > 0 samples instead.
+        """
+        written = [i for i, sentence in enumerate(sentences) if sentence.strip()]
+        tokens = self.source_tokenizer.encode([sentences[i] for i in written])
+        tokens = [[*sentence, EOS_ID] for sentence in tokens]
+        if temperature > 0:
+            outputs = []
+            for i, sentence in zip(written, tokens, strict=True):
+                generator = torch.Generator().manual_seed(seed + i)
+                source = torch.tensor([sentence], device=self.device)
+                outputs += sample(self.model, source, SPECIAL, [generator], temperature, top_k)
+        else:
+            outputs = decode_in_batches(
+                self.model,
+                tokens,
+                SPECIAL,
+                beam_size=self.config.beam_size if beam_size is None else beam_size,
+                length_penalty=self.config.length_penalty if length_penalty is None else length_penalty,
+                batch_size=batch_size,
+                device=self.device,
+            )
+        translations = [""] * len(sentences)
+        for i, translation in zip(written, self.target_tokenizer.decode(outputs), strict=True):
+            translations[i] = translation
+        return translations
+
+
+def main(
+    run: Positional[str],
+    sentences: Positional[tuple[str, ...]] = (),
+    beam_size: Annotated[int | None, tyro.conf.arg(help="beams; default: as the run was evaluated")] = None,
+    length_penalty: Annotated[float | None, tyro.conf.arg(help="power of the length; likewise")] = None,
+    batch_size: Annotated[int, tyro.conf.arg(help="sentences translated at a time")] = 64,
+    temperature: Annotated[float, tyro.conf.arg(help="above 0: sample instead of searching")] = 0.0,
+    top_k: Annotated[int, tyro.conf.arg(help="when sampling, only from the k likeliest tokens; 0: all")] = 0,
+    seed: Annotated[int, tyro.conf.arg(help="of the samples")] = 0,
+) -> None:
+    """Translate sentences given as arguments, else the lines of stdin, to stdout, one a line.
+
+    Args:
+        run: run folder (its best checkpoint is taken) or one checkpoint
+        sentences: what to translate; without any, lines are read from stdin
+    """
+    try:
+        translator = Translator(run)
+        options = {"beam_size": beam_size, "length_penalty": length_penalty, "batch_size": batch_size,
+                   "temperature": temperature, "top_k": top_k, "seed": seed}  # fmt: skip
+        if sentences:
+            print("\n".join(translator(list(sentences), **options)))
+            return
+        sys.stdin.reconfigure(encoding="utf-8", newline="\n")
+        lines = [line.rstrip("\r\n") for line in sys.stdin]
+        for translation in translator(lines, **options):
+            print(translation)
+    except (UsageError, UnicodeDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    tyro.cli(main, use_underscores=True)
