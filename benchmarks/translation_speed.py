@@ -1,0 +1,143 @@
+"""Training speed of train_translation.py as it is made faster, step by step, in one run.
+
+    python -m benchmarks.translation_speed --train_files corpus.en.gz corpus.it.gz
+
+Padded batches in fp32 come first, then bucketed ones, then mixed precision, then torch.compile. Each variant
+trains in a process of its own, with the script's own update; they take turns, so that a slow moment of the
+machine hits all alike, and the ratios of a round are compared, not times from different moments.
+"""
+
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import tyro
+
+VARIANTS = {
+    "padded, fp32": {"batching": "padded", "precision": "no", "compile": False},
+    "bucketed, fp32": {"batching": "bucketed", "precision": "no", "compile": False},
+    "+ mixed precision": {"batching": "bucketed", "precision": "mixed", "compile": False},
+    "+ compile": {"batching": "bucketed", "precision": "mixed", "compile": True},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    train_files: tuple[str, ...] = ()  # corpus to train on; without it the embedded phrasebook
+    precision: str = "bf16"  # the mixed precision: bf16, or fp16 on a GPU without bf16
+    d_model: int = 256  # width; the defaults are the size that other toolkits were measured with
+    n_heads: int = 4  # attention heads
+    n_layers: int = 3  # encoder layers, and as many decoder layers
+    d_ff: int = 1024  # width inside the feed-forward blocks
+    vocab_size: int = 8000  # joint BPE vocabulary
+    max_tokens: int = 4096  # token budget of an update, padding counted
+    rounds: int = 5  # turns that each variant takes
+    seconds: float = 15.0  # training time of a turn
+    skip_compile: bool = False  # leave the compiled variant out
+    output: str = ""  # JSON file to write the rounds to
+
+
+def train_in_turns(connection: Connection, config: Config, variant: dict) -> None:
+    """The worker: gets ready, then trains for `seconds` whenever told to; answers with target tokens/s."""
+    os.environ["ACCELERATE_MIXED_PRECISION"] = (
+        config.precision if variant["precision"] == "mixed" else "no"
+    )  # before Accelerate is imported: it is read once
+    import torch
+
+    import train_translation as script
+    from data.batching import BatchPlanner
+    from data.translation import TranslationCorpus, load_splits
+    from training.run import open_accelerator
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    settings = replace(
+        script.RECIPES["opus-en-it"][1], d_model=config.d_model, n_heads=config.n_heads,
+        n_encoder_layers=config.n_layers, n_decoder_layers=config.n_layers, d_ff=config.d_ff,
+    )  # fmt: skip
+    accelerator = open_accelerator()
+    splits = load_splits("phrasebook", "", ("en", "it"), train_files=config.train_files)
+    corpus = TranslationCorpus(
+        splits, kind="bpe", vocab_size=config.vocab_size, min_frequency=1, lowercase=False, joint=True, max_len=128
+    )
+    torch.manual_seed(0)
+    model = script.build_model(settings, corpus.source_tokenizer.vocab_size, corpus.target_tokenizer.vocab_size)
+    if variant["compile"]:
+        model.compile(dynamic=True)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=accelerator.mixed_precision != "fp16")
+    model, optimizer = accelerator.prepare(model, optimizer)
+    planner = BatchPlanner(
+        corpus.train.source.lengths, corpus.train.target.lengths, config.max_tokens, batching=variant["batching"]
+    )
+
+    def updates():
+        for epoch in range(10**6):
+            yield from planner.plan_epoch(epoch)
+
+    stream = updates()
+
+    def train_for(seconds: float) -> tuple[float, int]:
+        synchronize = torch.cuda.synchronize if accelerator.device.type == "cuda" else lambda: None
+        synchronize()
+        started, tokens, done = time.perf_counter(), 0, 0
+        while time.perf_counter() - started < seconds or done < 2:
+            update = next(stream)
+            script.train_update(accelerator, model, optimizer, update, corpus.train, settings, 1e-4)
+            tokens, done = tokens + update.target_tokens, done + 1
+            if done % 20 == 0:
+                synchronize()
+        synchronize()
+        return tokens / (time.perf_counter() - started), done
+
+    started = time.perf_counter()
+    model.train()
+    train_for(min(config.seconds, 5.0))  # warm-up: compilation, allocator, caches
+    connection.send({
+        "warm_up_seconds": time.perf_counter() - started,
+        "padding": planner.padding_share(planner.plan_epoch(0)),
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "device": str(accelerator.device),
+    })  # fmt: skip
+    while connection.recv():
+        connection.send(train_for(config.seconds)[0])
+
+
+def main(config: Config) -> None:
+    context = multiprocessing.get_context("spawn")
+    variants = {n: v for n, v in VARIANTS.items() if not (config.skip_compile and v["compile"])}
+    workers, ready = {}, {}
+    for name, variant in variants.items():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=train_in_turns, args=(theirs, config, variant), daemon=True)
+        process.start()
+        theirs.close()
+        workers[name], ready[name] = ours, ours.recv()  # one after the other: warm-ups must not compete
+    first = next(iter(ready.values()))
+    print(f"{first['n_parameters']:,} parameters, {config.max_tokens} tokens an update, {first['device']}, "
+          f"{config.rounds} rounds of {config.seconds:g} s")  # fmt: skip
+
+    speeds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(config.rounds):
+        for name, connection in workers.items():
+            connection.send(True)
+            speeds[name].append(connection.recv())
+    for connection in workers.values():
+        connection.send(False)
+
+    base = speeds[next(iter(variants))]
+    print(f"{'':20} {'padding':>8} {'target tokens/s':>16} {'times the first':>18} {'warm-up':>9}")
+    for name, values in speeds.items():
+        ratios = [v / b for v, b in zip(values, base, strict=True)]
+        print(f"{name:20} {ready[name]['padding']:8.1%} {statistics.median(values):16,.0f} "
+              f"{statistics.median(ratios):7.2f} ({min(ratios):.2f}-{max(ratios):.2f}) "
+              f"{ready[name]['warm_up_seconds']:7.0f} s")  # fmt: skip
+    if config.output:
+        Path(config.output).write_text(json.dumps({"tokens_per_second": speeds, "ready": ready}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, use_underscores=True, description=__doc__))
