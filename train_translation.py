@@ -425,8 +425,7 @@ def main(config: Config) -> None:
     bar.close()
 
     # --- the best checkpoint on the test split, by beam search
-    best = checkpoint if config.eval_only else best_checkpoint(run.output_dir)
-    load_weights(evaluated, best)
+    load_weights(evaluated, checkpoint if config.eval_only else best_checkpoint(run.output_dir))
     metrics, hypotheses = evaluate(
         accelerator, evaluated, corpus.test, splits.test, corpus.target_tokenizer, config, config.beam_size
     )

@@ -112,7 +112,7 @@ def test_buckets_hold_their_sentences_and_splitting_saves_what_it_claims():
 
 
 def test_a_budget_below_the_longest_sentence_is_refused():
-    with pytest.raises(DataError, match="--max_tokens 20 .*21 tokens.*--max_len"):
+    with pytest.raises(DataError, match=r"--max_tokens 20 .*21 tokens.*--max_len"):
         BatchPlanner(np.array([5, 20]), np.array([5, 7]), 20)
     assert len(BatchPlanner(np.array([5, 20]), np.array([5, 7]), 21).plan_epoch(0)) > 0
     with pytest.raises(DataError, match="no sentence pair"):

@@ -12,7 +12,8 @@ def run(tmp_path, monkeypatch):
     run = tmp_path / "run"
     run.mkdir()
     summary = {"test/bleu": 31.25, "test/chrf": 55.0, "train_seconds": 90.0, "device": "CPU (2 threads)",
-               "mixed_precision": "bf16", "command": "train_translation.py demo --lr 1", "git_commit": "a" * 40}  # fmt: skip
+               "mixed_precision": "bf16", "command": "train_translation.py demo --lr 1",
+               "git_commit": "a" * 40}  # fmt: skip
     (run / "summary.json").write_text(json.dumps(summary))
     (run / "config.json").write_text(json.dumps({"seed": 3, "recipe": "demo"}))
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
@@ -34,7 +35,7 @@ def test_a_record_says_how_and_on_what_and_the_table_shows_it(run, tmp_path):
 
 def test_an_unfinished_run_or_a_readme_without_markers_is_refused(run):
     (run / "summary.json").unlink()
-    with pytest.raises(UsageError, match="summary.json"):
+    with pytest.raises(UsageError, match="has no summary"):
         record.write_record(run, "demo", "", "", "")
     with pytest.raises(UsageError, match="README"):
         record.readme_with_table("no markers")
