@@ -250,7 +250,9 @@ def find_lr(accelerator, model, optimizer, planner, corpus: TranslationCorpus, c
     if accelerator.is_main_process:
         path = Path(config.output_dir) / "figures" / "lr_range_test.png"
         plot_lr_range_test(result, path)
-        print(f"{result.reason}\n{result.stopped}\nfigure: {path}")
+        print(f"{result.stopped}; {result.reason}\nfigure: {path}")
+        if result.valley is not None:
+            print(f"suggestion: --lr {result.valley:.1e} (valley), or at most {result.steepest:.1e} (steepest)")
 
 
 def write_figures(run: Run, model: Transformer, corpus: TranslationCorpus, planner: BatchPlanner) -> list[Path]:
@@ -287,7 +289,7 @@ def main(config: Config) -> None:
 
     # --- data and model, before anything is written
     splits = load_splits(
-        config.dataset, config.dataset_config, config.languages, data_dir=config.data_dir,
+        config.dataset, config.dataset_config, config.languages, data_dir=config.data_dir or None,
         train_files=config.train_files, valid_files=config.valid_files, test_files=config.test_files,
         valid_fraction=config.valid_fraction, test_fraction=config.test_fraction,
     )  # fmt: skip
@@ -338,7 +340,9 @@ def main(config: Config) -> None:
     if config.find_lr:
         return find_lr(accelerator, model, optimizer, planner, corpus, config)
 
-    run = Run(accelerator, "translation", config, checkpoint and state, best={"valid/bleu": "max"})
+    run = Run(
+        accelerator, "translation", config, checkpoint and state, best={"valid/bleu": "max", "valid/nll": "min"}
+    )
     run.print(
         f"{len(corpus.train):,} training pairs ({corpus.n_too_long:,} over --max_len {config.max_len} dropped), "
         f"{len(corpus.valid):,} validation, {len(corpus.test):,} test pairs; {splits.counts or 'embedded'}"
@@ -362,7 +366,8 @@ def main(config: Config) -> None:
             beam_size=1, n_translated=config.valid_sentences,
         )  # fmt: skip
         state["validations_since_best"] += 1
-        if state["best"] is None or metrics["bleu"] > state["best"]["valid/bleu"]:
+        best = state["best"] or {"valid/bleu": -1.0, "valid/nll": 0.0}
+        if (metrics["bleu"], -metrics["nll"]) > (best["valid/bleu"], -best["valid/nll"]):
             state["best"] = {"step": state["step"], **numbers(metrics, "valid")}
             state["validations_since_best"] = 0
         run.log(numbers(metrics, "valid"), state["step"], epoch)
@@ -372,10 +377,10 @@ def main(config: Config) -> None:
     def due(every: int) -> bool:
         return every > 0 and state["step"] % every == 0
 
-    bar = run.progress_bar(total_steps, state["step"])
     last_checkpoint, out_of_patience = checkpoint, 0 < config.patience <= state["validations_since_best"]
     done = config.eval_only or state["step"] >= total_steps or out_of_patience
-    with profiler(run.output_dir, accelerator, enabled=config.profile) as profile:
+    bar = run.progress_bar(total_steps, state["step"])
+    with bar, profiler(run.output_dir, accelerator, enabled=config.profile) as profile:
         while not done:
             pairs = corpus.training_pairs(state["epoch"])
             updates = (plan(pairs) if config.bpe_dropout else planner).plan_epoch(state["epoch"])
@@ -422,13 +427,13 @@ def main(config: Config) -> None:
                     break
             else:
                 state["epoch"], state["updates_in_epoch"] = state["epoch"] + 1, 0
-    bar.close()
 
     # --- the best checkpoint on the test split, by beam search
     load_weights(evaluated, checkpoint if config.eval_only else best_checkpoint(run.output_dir))
     metrics, hypotheses = evaluate(
         accelerator, evaluated, corpus.test, splits.test, corpus.target_tokenizer, config, config.beam_size
     )
+    run.log(numbers(metrics, "test"), state["step"], state["epoch"])
     if accelerator.is_main_process:
         folder = run.output_dir / "translations"
         folder.mkdir(exist_ok=True)
@@ -436,7 +441,6 @@ def main(config: Config) -> None:
             (folder / f"test.{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         figures = write_figures(run, evaluated, corpus, planner)
         run.log_figures(figures, state["step"])
-    run.log(numbers(metrics, "test"), state["step"], state["epoch"])
     run.log_samples(splits.test.sources, hypotheses, splits.test.targets, state["step"], n=5)
     summary = {f"test/{name}": value for name, value in metrics.items()}
     summary |= {f"best/{name}": value for name, value in (state["best"] or {}).items()}

@@ -102,8 +102,10 @@ def beam_search(
     """The best finished hypothesis of a beam: source (B, S) -> B lists of token ids without BOS and EOS.
 
     A hypothesis of n tokens (EOS included) scores its summed log-probability over ((5 + n) / 6) to the power
-    of `length_penalty` (Wu et al. 2016, arXiv 1609.08144, eq. 14; 0 turns it off). A sentence is done when
-    `beam_size` hypotheses have finished, or at its length bound. A beam of 1 is greedy search.
+    of `length_penalty` (Wu et al. 2016, arXiv 1609.08144, eq. 14; 0 turns it off). A sentence is done at its
+    length bound, or when `beam_size` hypotheses have finished that no going one beats as it stands: to stop
+    at their number alone would leave a confident model with the stumps that came second on the way. A beam
+    of 1 is greedy search.
     """
     device, n_sentences, k = source.device, source.shape[0], beam_size
     bounds = length_bounds(source, special.pad)
@@ -128,10 +130,11 @@ def beam_search(
         # An ending counts only where it ranks among the best k: worse ones would crowd out going hypotheses.
         penalty = ((5 + length) / 6) ** length_penalty
         for b, rank in (ends[:, :k] & candidate_scores[:, :k].isfinite()).nonzero().tolist():
+            hypothesis = prefixes[b, parents[b, rank]].tolist()
             done = finished[int(sentences[b])]
-            if len(done) < k:
-                hypothesis = prefixes[b, parents[b, rank]].tolist()
-                done.append((float(candidate_scores[b, rank]) / penalty, hypothesis))
+            done.append((float(candidate_scores[b, rank]) / penalty, hypothesis))
+            done.sort(reverse=True)
+            del done[k:]
 
         going_first = ends.long().sort(dim=1, stable=True).indices[:, :k]
         scores = candidate_scores.gather(1, going_first)
@@ -147,15 +150,16 @@ def beam_search(
             done = finished[int(sentences[b])]
             if not done:  # nothing ended in time: the best going hypothesis stands
                 done.append((float(scores[b, 0]) / penalty, prefixes[b, 0].tolist()))
-        full = torch.tensor([len(finished[i]) >= k for i in sentences.tolist()], device=device)
-        keep = (~(full | at_bound)).nonzero()[:, 0]
+        worst = [finished[i][-1][0] if len(finished[i]) == k else -torch.inf for i in sentences.tolist()]
+        beaten = scores[:, 0] / penalty <= torch.tensor(worst, device=device)
+        keep = (~(beaten | at_bound)).nonzero()[:, 0]
         if len(keep) == 0:
             break
         if len(keep) < len(sentences):
             state = state.select((keep[:, None] * k + torch.arange(k, device=device)).flatten())
             sentences, scores, words, prefixes = sentences[keep], scores[keep], words[keep], prefixes[keep]
         tokens = words.flatten()
-    return [max(done)[1] for done in finished]
+    return [done[0][1] for done in finished]
 
 
 def decode_in_batches(

@@ -41,20 +41,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention of `x` over itself, or over `memory` when built with `cross=True`."""
+    """Multi-head attention (section 3.2.2) of one sequence over another, or over itself."""
 
-    def __init__(self, d_model: int, n_heads: int, dropout: float, cross: bool = False):
+    def __init__(self, d_model: int, n_heads: int, dropout: float):
         super().__init__()
         self.n_heads, self.dropout = n_heads, dropout
         self.query = nn.Linear(d_model, d_model)
-        self.key_value = nn.Linear(d_model, 2 * d_model)
+        # No biases here: one on the keys moves all scores of a row alike, so its gradient is rounding noise,
+        # which Adam would blow up; one on the values adds what the output's own bias can add.
+        self.key_value = nn.Linear(d_model, 2 * d_model, bias=False)
         self.output = nn.Linear(d_model, d_model)
         # Xavier as for three separate D x D maps: a joint (2D, D) matrix would get a smaller bound.
         for weight in (self.query.weight, *self.key_value.weight.chunk(2), self.output.weight):
             nn.init.xavier_uniform_(weight)
-        for layer in (self.query, self.key_value, self.output):
+        for layer in (self.query, self.output):
             nn.init.zeros_(layer.bias)
-        self.cross = cross
 
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, T, D) -> (B, H, T, K)

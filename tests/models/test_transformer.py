@@ -113,7 +113,7 @@ def test_the_peers_model_has_7_5_million_parameters():
         tied_embeddings="three-way",
     )  # fmt: skip
     # embedding + encoder and decoder layers (weights, biases, norms) + two final norms
-    layer = {"attention": 4 * (256 * 256 + 256), "feed_forward": 2 * 256 * 1024 + 1024 + 256, "norm": 512}
+    layer = {"attention": 4 * 256 * 256 + 2 * 256, "feed_forward": 2 * 256 * 1024 + 1024 + 256, "norm": 512}
     encoder = 3 * (layer["attention"] + layer["feed_forward"] + 2 * layer["norm"])
     decoder = 3 * (2 * layer["attention"] + layer["feed_forward"] + 3 * layer["norm"])
     assert sum(p.numel() for p in model.parameters()) == 8000 * 256 + encoder + decoder + 2 * layer["norm"]

@@ -17,8 +17,9 @@ def finished(tmp_path_factory) -> Path:
     lines = [f"{i} {i * 7 % 100} {i * 3 % 10}" for i in range(600)]
     (folder / "digits").write_text("".join(f"{line}\n" for line in lines))
     command = [sys.executable, "train_translation.py", "demo", "--train_files", str(folder / "digits"),
-               str(folder / "digits"), "--output_dir", str(folder / "run"), "--tracker", "none", "--epochs", "3",
-               "--d_model", "32", "--n_heads", "2", "--n_encoder_layers", "1", "--n_decoder_layers", "1",
+               str(folder / "digits"), "--output_dir", str(folder / "run"), "--tracker", "none", "--epochs", "30",
+               "--d_model", "64", "--n_heads", "2", "--validate_every", "200",
+               "--n_encoder_layers", "1", "--n_decoder_layers", "1",
                "--d_ff", "64", "--max_tokens", "512", "--beam_size", "3", "--eval_batch_size", "7"]  # fmt: skip
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return folder / "run"
