@@ -10,7 +10,7 @@ leaves its translations beside the references, so that the `sacrebleu` command g
 """
 
 import itertools
-import time
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ import numpy as np
 import sacrebleu
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import DistributedType, gather_object, set_seed
 
 from data.batching import BatchPlanner, Update, collate
 from data.errors import DataError
@@ -37,7 +37,8 @@ from training.checkpoints import (
     save_checkpoint,
 )
 from training.cli import run_script
-from training.ema import make_ema
+from training.ema import EMA
+from training.errors import UsageError
 from training.figures import plot_attention, plot_curves, plot_length_histogram
 from training.lr_finder import lr_range_test, plot_lr_range_test
 from training.metrics import MetricWindow
@@ -130,9 +131,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     ),
     "opus-en-fr": (
         "opus_books English to French: three-way tied embeddings, d_ff 128",
-        Config(
-            recipe="opus-en-fr", dataset_config="en-fr", languages=("en", "fr"), d_ff=128, max_tokens=8192,
-        ),
+        Config(recipe="opus-en-fr", dataset_config="en-fr", languages=("en", "fr"), d_ff=128, max_tokens=8192),
     ),
 }  # fmt: skip
 
@@ -158,7 +157,6 @@ def train_update(
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
     parts = update.micro_batches(n_parts)[accelerator.process_index :: accelerator.num_processes]
     sums = torch.zeros(2, device=accelerator.device)
-    gradient_norm = torch.zeros((), device=accelerator.device)
     for sentences, counted in parts:
         batch = collate(pairs.source, pairs.target, sentences, update.shape, counted, accelerator.device)
         with accelerator.accumulate(model):
@@ -166,8 +164,11 @@ def train_update(
             # The mean over all target tokens of the update: DDP averages over processes and backward()
             # divides by the accumulation steps, so the sum is scaled up by both.
             accelerator.backward(smoothed * (n_parts / update.target_tokens))
-            if accelerator.sync_gradients and config.max_grad_norm > 0:
-                gradient_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            if accelerator.sync_gradients:
+                gradient_norm = accelerator.clip_grad_norm_(
+                    model.parameters(),
+                    config.max_grad_norm or math.inf,  # inf: only measure
+                )
             optimizer.step()
             optimizer.zero_grad()
         sums += torch.stack([smoothed.detach(), nll])
@@ -176,15 +177,9 @@ def train_update(
 
 @torch.no_grad()
 def evaluate(
-    accelerator: Accelerator,
-    model: Transformer,
-    pairs: TokenizedPairs,
-    text: ParallelText,
-    tokenizer: TextTokenizer,
-    config: Config,
-    beam_size: int,
-    n_translated: int | None = None,
-) -> tuple[dict, list[str]]:
+    accelerator: Accelerator, model: Transformer, pairs: TokenizedPairs, text: ParallelText,
+    tokenizer: TextTokenizer, config: Config, beam_size: int, n_translated: int | None = None,
+) -> tuple[dict, list[str]]:  # fmt: skip
     """Negative log-likelihood per token (nats) of all pairs; BLEU and chrF of the first n_translated.
 
     Every process takes a share and all get the same answer: (metrics, hypotheses in the order of the text).
@@ -273,12 +268,9 @@ def write_figures(run: Run, model: Transformer, corpus: TranslationCorpus, plann
         output = greedy_search(model, source, SPECIAL)[0]
         weights = model.cross_attention_weights(source, torch.tensor([[BOS_ID, *output]], device=source.device))
         figures.append(run.figures_dir / f"attention_{i + 1}.png")
-        plot_attention(
-            weights[0].cpu().numpy(),
-            corpus.source_tokenizer.tokens(source_ids),
-            corpus.target_tokenizer.tokens([*output, EOS_ID]),
-            figures[-1],
-        )
+        source_tokens = corpus.source_tokenizer.tokens(source_ids)
+        target_tokens = corpus.target_tokenizer.tokens([*output, EOS_ID])
+        plot_attention(weights[0].cpu().numpy(), source_tokens, target_tokens, figures[-1])
     return figures
 
 
@@ -294,7 +286,7 @@ def main(config: Config) -> None:
         valid_fraction=config.valid_fraction, test_fraction=config.test_fraction,
     )  # fmt: skip
     joint = config.tied_embeddings == "three-way"
-    with accelerator.main_process_first():  # the others find the tokens in the cache
+    with accelerator.local_main_process_first():  # the others find the tokens in the cache
         corpus = TranslationCorpus(
             splits, kind=config.tokenizer, vocab_size=config.vocab_size, min_frequency=config.min_frequency,
             lowercase=config.lowercase, joint=joint, max_len=config.max_len, bpe_dropout=config.bpe_dropout,
@@ -318,31 +310,30 @@ def main(config: Config) -> None:
         checkpoint = find_checkpoint(resume, Path(config.output_dir), prefer_best=config.eval_only)
     if checkpoint:
         check_files(checkpoint, {f"{side}_tokenizer.json": t.to_json() for side, t in corpus.tokenizers.items()})
-    ema = make_ema(model.to(accelerator.device), config.ema_decay) if config.ema_decay > 0 else None
+    ema = EMA(model.to(accelerator.device), config.ema_decay) if config.ema_decay > 0 else None
     optimizer = torch.optim.AdamW(
         [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
          {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}],
         lr=config.lr, betas=(0.9, config.beta2),
         fused=accelerator.mixed_precision != "fp16",  # fused hides from Accelerate that fp16 skipped a step
     )  # fmt: skip
+    if ema is None and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise UsageError("a sharded model cannot decode: its averaged copy does, so --ema_decay must be above 0")
     if config.compile:
         model.compile(dynamic=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     evaluated = ema.module if ema else accelerator.unwrap_model(model)
-    state = {"step": 0, "epoch": 0, "updates_in_epoch": 0, "train_seconds": 0.0,
-             "best": None, "validations_since_best": 0}  # fmt: skip
+    state = {"step": 0, "epoch": 0, "updates_in_epoch": 0, "best": None, "validations_since_best": 0}
     window = MetricWindow(accelerator, ("train/loss", "train/nll"), rate="train/tokens_per_second")
+    set_seed(config.seed, device_specific=True)  # from here on dropout differs between processes
     if checkpoint:
         state = load_checkpoint(accelerator, model, checkpoint, ema)
         window.load(state["window"])
-    else:
-        set_seed(config.seed, device_specific=True)  # from here on dropout differs between processes
     if config.find_lr:
         return find_lr(accelerator, model, optimizer, planner, corpus, config)
 
-    run = Run(
-        accelerator, "translation", config, checkpoint and state, best={"valid/bleu": "max", "valid/nll": "min"}
-    )
+    best_is = {"valid/bleu": "max", "valid/nll": "min"}
+    run = Run(accelerator, "translation", config, checkpoint, state, best_is)
     run.print(
         f"{len(corpus.train):,} training pairs ({corpus.n_too_long:,} over --max_len {config.max_len} dropped), "
         f"{len(corpus.valid):,} validation, {len(corpus.test):,} test pairs; {splits.counts or 'embedded'}"
@@ -381,21 +372,21 @@ def main(config: Config) -> None:
     done = config.eval_only or state["step"] >= total_steps or out_of_patience
     bar = run.progress_bar(total_steps, state["step"])
     with bar, profiler(run.output_dir, accelerator, enabled=config.profile) as profile:
+        window.start()
         while not done:
             pairs = corpus.training_pairs(state["epoch"])
             updates = (plan(pairs) if config.bpe_dropout else planner).plan_epoch(state["epoch"])
             for update in updates[state["updates_in_epoch"] :]:
-                started = time.perf_counter()
                 lr = one_cycle(state["step"], total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start)
                 sums, gradient_norm = train_update(accelerator, model, optimizer, update, pairs, config, lr)
                 state["updates_in_epoch"] += 1
                 if accelerator.optimizer_step_was_skipped:  # an fp16 overflow: not an update
+                    window.skip(sums, state["step"], last_checkpoint)
                     continue
                 state["step"] += 1
+                window.add(sums, update.target_tokens)
                 if ema:
-                    ema.update_parameters(accelerator.unwrap_model(model))
-                window.add(sums, update.target_tokens, time.perf_counter() - started)
-                state["train_seconds"] += time.perf_counter() - started
+                    ema.update(accelerator.unwrap_model(model))
                 profile.step()
                 bar.update()
 
@@ -406,18 +397,18 @@ def main(config: Config) -> None:
                 logs = done or due(config.log_every)
                 stops = run.stop_requested(agree=logs)
                 epoch = state["epoch"] + state["updates_in_epoch"] / len(updates)
-                if logs or saves or stops:
-                    window.raise_if_diverged(state["step"], last_checkpoint)
+                if logs or validates or saves or stops:
+                    window.raise_if_diverged(state["step"], gradient_norm, last_checkpoint)
                 if logs:
                     values = window.read() | {"train/gradient_norm": float(gradient_norm), "lr": lr}
                     run.log(values, state["step"], epoch)
-                    bar.set_postfix_str(
-                        f"loss {values['train/loss']:.3f}, lr {lr:.1e}, "
-                        f"{values['train/tokens_per_second']:,.0f} tokens/s", refresh=False,
-                    )  # fmt: skip
+                    speed = f"{values['train/tokens_per_second']:,.0f} tokens/s"
+                    bar.set_postfix_str(f"loss {values['train/loss']:.3f}, lr {lr:.1e}, {speed}", refresh=False)
+                window.stop()
                 if validates:
                     validate(epoch)
                     model.train()
+                    saves = saves or state["validations_since_best"] == 0  # the best is always kept
                     done = done or 0 < config.patience <= state["validations_since_best"]
                 if saves or stops:
                     last_checkpoint = save()
@@ -425,11 +416,13 @@ def main(config: Config) -> None:
                     run.exit_after_signal(last_checkpoint)
                 if done:
                     break
+                window.start()
             else:
                 state["epoch"], state["updates_in_epoch"] = state["epoch"] + 1, 0
 
     # --- the best checkpoint on the test split, by beam search
-    load_weights(evaluated, checkpoint if config.eval_only else best_checkpoint(run.output_dir))
+    run.release_signals()
+    load_weights(evaluated, (not config.eval_only and best_checkpoint(run.output_dir)) or last_checkpoint)
     metrics, hypotheses = evaluate(
         accelerator, evaluated, corpus.test, splits.test, corpus.target_tokenizer, config, config.beam_size
     )
@@ -444,7 +437,7 @@ def main(config: Config) -> None:
     run.log_samples(splits.test.sources, hypotheses, splits.test.targets, state["step"], n=5)
     summary = {f"test/{name}": value for name, value in metrics.items()}
     summary |= {f"best/{name}": value for name, value in (state["best"] or {}).items()}
-    run.finish(summary, state["train_seconds"], evaluated)
+    run.finish(summary, window.train_seconds, evaluated)
     run.print(f"test BLEU {metrics['bleu']:.2f}  {metrics['bleu_signature']}\n"
               f"test chrF {metrics['chrf']:.2f}  {metrics['chrf_signature']}\n"
               f"{metrics['n_sentences']:,} test sentences; translations in {run.output_dir / 'translations'}, "

@@ -215,6 +215,15 @@ def hashed_splits(
     return *splits, counts
 
 
+def without_sentences_of(text: ParallelText, heldout: ParallelText) -> ParallelText:
+    """The pairs of `text` that share no sentence with `heldout`, on either side, as `hashed_splits` compares."""
+    sources = {_sentence_key(sentence) for sentence in heldout.sources}
+    targets = {_sentence_key(sentence) for sentence in heldout.targets}
+    return _from_pairs(
+        [(s, t) for s, t in text.pairs() if _sentence_key(s) not in sources and _sentence_key(t) not in targets]
+    )
+
+
 def _sentence_key(sentence: str) -> str:
     """What two sentences that differ in case, punctuation or white space alone have in common."""
     folded = unicodedata.normalize("NFC", sentence.casefold())

@@ -14,6 +14,7 @@ from data.parallel_text import (
     hashed_splits,
     load_hub_pairs,
     read_parallel_files,
+    without_sentences_of,
 )
 from data.phrasebook import phrasebook_splits
 from data.token_cache import TokenizedText, cached_text, cached_tokens, content_key
@@ -48,8 +49,9 @@ def load_splits(
 ) -> CorpusSplits:
     """The splits of `train_files` where given, else of the embedded "phrasebook", else of a hub data set.
 
-    What has no files of its own is split off the training pairs by hash. Held-out files are used whole: only
-    their empty lines are skipped. Raises DataError.
+    What has no files of its own is split off the training pairs by hash. Held-out files are used whole (only
+    their empty lines are skipped), and training pairs that share a sentence with them are dropped and counted.
+    Raises DataError.
     """
     if dataset == "phrasebook" and not train_files:
         return CorpusSplits(*(_parallel(pairs) for pairs in phrasebook_splits()))
@@ -65,6 +67,16 @@ def load_splits(
         valid = _without_empty(read_parallel_files(valid_files, languages))
     if test_files:
         test = _without_empty(read_parallel_files(test_files, languages))
+    n_before = len(train)
+    for given, heldout in ((valid_files, valid), (test_files, test)):
+        if given:
+            train = without_sentences_of(train, heldout)
+    split_counts |= {
+        "train": len(train),
+        "valid": len(valid),
+        "test": len(test),
+        "in_heldout_files": n_before - len(train),
+    }
     for name, split in (("training", train), ("validation", valid), ("test", test)):
         if len(split) == 0:
             raise DataError(

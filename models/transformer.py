@@ -260,7 +260,8 @@ class Transformer(nn.Module):
             if self.position_table.device != tokens.device:
                 self.position_table = self.position_table.to(tokens.device)
             positions = self.position_table[start:end]
-        return self.dropout(table(tokens) * math.sqrt(self.d_model) + positions)
+        x = table(tokens) * math.sqrt(self.d_model)
+        return self.dropout(x + positions.to(x.dtype))
 
     def source_mask(self, source: Tensor) -> Tensor:
         """True at real tokens, shaped to broadcast over heads and queries: (B, 1, 1, S)."""

@@ -91,6 +91,12 @@ def launch(output_dir, files, *flags, config="cpu", **popen):
     )
 
 
+def error_lines(capsys) -> list[str]:
+    """What stderr holds besides warnings (of few threads, say) and the progress bar."""
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("warning:") and "update/s" not in line]
+
+
 def summary(output_dir) -> dict:
     return json.loads((output_dir / "summary.json").read_text())
 
@@ -264,8 +270,8 @@ def test_a_truncated_newest_checkpoint_is_passed_over(train, tmp_path):
 )
 def test_a_resume_from_another_model_or_vocabulary_is_refused(train, finished, tmp_path, capsys, flags, named):
     assert train(tmp_path / "run", "--resume", finished, *flags) == 2
-    shown = capsys.readouterr().err.strip()
-    assert shown.startswith("error:") and named in shown and "\n" not in shown
+    (shown,) = error_lines(capsys)
+    assert shown.startswith("error:") and named in shown
     assert not (tmp_path / "run").exists()
 
 
@@ -298,11 +304,11 @@ def test_two_processes_accumulation_and_a_doubled_batch_train_alike(train, tmp_p
 
 
 def test_several_processes_that_do_not_know_of_each_other_are_refused(train, tmp_path, monkeypatch, capsys):
-    from accelerate import Accelerator
+    class Alone:
+        num_processes = 1
 
-    monkeypatch.setattr(Accelerator, "num_processes", 1)
+    monkeypatch.setattr("training.run.Accelerator", lambda **options: Alone())
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("training.run.Accelerator", lambda **options: type("Alone", (), {"num_processes": 1})())
     assert train(tmp_path / "run") == 2
     assert "cpu_2proc.yaml" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
@@ -470,8 +476,7 @@ def test_bad_input_ends_with_2_one_line_and_no_run(train, tmp_path, capsys, file
     ]
     for data, named in cases:
         assert train(tmp_path / "run", data=data) == 2, data
-        shown = capsys.readouterr().err.strip().splitlines()
-        shown = [line for line in shown if not line.startswith("warning:")]
+        shown = error_lines(capsys)
         assert len(shown) == 1 and shown[0].startswith("error:") and named in shown[0], (data, shown)
         assert not (tmp_path / "run").exists()
 
@@ -505,7 +510,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(train
 
     monkeypatch.setattr(train_translation, "train_update", broken_at_13)
     assert train(tmp_path / "run", "--checkpointing_steps", "10", "--log_every", "8") == 1
-    shown = capsys.readouterr().err.strip().splitlines()[-1]
+    (shown,) = error_lines(capsys)
     assert shown.startswith("error:") and "at step 13" in shown and "checkpoint-10" in shown and "--lr" in shown
     checkpoints = list((tmp_path / "run" / "checkpoints").iterdir())
     assert [p.name for p in checkpoints] == ["checkpoint-10"]

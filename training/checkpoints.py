@@ -17,11 +17,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
-from torch.optim.swa_utils import AveragedModel
 
+from training.ema import EMA
 from training.errors import UsageError
 
-MANIFEST, STATE, MODEL, EMA = "manifest.json", "state.json", "model.safetensors", "ema.safetensors"
+MANIFEST, STATE = "manifest.json", "state.json"
+MODEL, AVERAGED = "model.safetensors", "ema.safetensors"
 
 
 def _sha256(path: Path) -> str:
@@ -116,7 +117,7 @@ def save_checkpoint(
     run_dir: Path,
     state: dict,
     *,
-    ema: AveragedModel | None = None,
+    ema: EMA | None = None,
     files: dict[str, str] | None = None,
     total_limit: int = 2,
 ) -> Path:
@@ -147,7 +148,7 @@ def save_checkpoint(
     if accelerator.is_main_process:
         save_file(_plain_names(whole_weights), partial / MODEL)
         if ema is not None:
-            save_file(_plain_names(ema.state_dict()), partial / EMA)
+            save_file(_plain_names(ema.state_dict()), partial / AVERAGED)
         for name, text in (files or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
         (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -175,8 +176,17 @@ def _remove_old(run_dir: Path, state: dict, total_limit: int) -> None:
             shutil.rmtree(checkpoint)
 
 
+def set_aside_after(run_dir: Path, step: int) -> None:
+    """Rename the checkpoints past `step` to `abandoned-<step>`: a run that goes back there makes new ones."""
+    for checkpoint in list_checkpoints(run_dir):
+        if step_of(checkpoint) > step:
+            aside = checkpoint.with_name(f"abandoned-{step_of(checkpoint)}")
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+
+
 def load_checkpoint(
-    accelerator: Accelerator, model: torch.nn.Module, checkpoint: Path, ema: AveragedModel | None = None
+    accelerator: Accelerator, model: torch.nn.Module, checkpoint: Path, ema: EMA | None = None
 ) -> dict:
     """Restore model, optimizer, scaler, random states and EMA in place; called by all processes.
 
@@ -189,11 +199,14 @@ def load_checkpoint(
         if not sharded:
             load_weights(accelerator.unwrap_model(models.pop()), checkpoint, MODEL)
 
+    if accelerator.scaler is not None and not (checkpoint / "scaler.pt").exists():
+        raise UsageError(f"{checkpoint} was not trained in fp16: resume it in the precision of its run")
     hook = accelerator.register_load_state_pre_hook(load_plain_names)
     try:
         accelerator.load_state(str(checkpoint))
     finally:
         hook.remove()
+    accelerator.step = 0  # a checkpoint stands between updates: the next micro-batch opens a window
     if not (checkpoint / f"random_states_{accelerator.process_index}.pkl").exists():
         warnings.warn(
             f"{checkpoint} was saved by fewer processes: the random states of process "
@@ -201,11 +214,9 @@ def load_checkpoint(
             stacklevel=2,
         )
     if ema is not None:
-        if not (checkpoint / EMA).exists():
+        if not (checkpoint / AVERAGED).exists():
             raise UsageError(f"{checkpoint} holds no EMA weights: resume it with --ema_decay 0")
-        saved = load_file(checkpoint / EMA)
-        ema.n_averaged.copy_(saved.pop("n_averaged"))
-        ema.module.load_state_dict(saved)
+        ema.load_state_dict(load_file(checkpoint / AVERAGED))
     return read_state(checkpoint)
 
 
@@ -234,7 +245,7 @@ def check_files(checkpoint: Path, files: dict[str, str]) -> None:
 def load_weights(model: torch.nn.Module, checkpoint: Path, name: str | None = None) -> None:
     """Load a checkpoint's weights into an unwrapped model: the EMA ones where it has them, or file `name`."""
     if name is None:
-        name = EMA if (checkpoint / EMA).exists() else MODEL
+        name = AVERAGED if (checkpoint / AVERAGED).exists() else MODEL
     weights = load_file(checkpoint / name)
     weights.pop("n_averaged", None)
     model.load_state_dict(weights)

@@ -1,18 +1,37 @@
-"""Exponential moving average of the weights (Polyak & Juditsky 1992), on torch's AveragedModel."""
+"""Exponential moving average of the weights (Polyak & Juditsky 1992)."""
+
+import copy
 
 import torch
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
-def make_ema(model: torch.nn.Module, decay: float) -> AveragedModel:
-    """A copy of the unwrapped `model` that follows it by `ema.update_parameters(model)` after each update.
+class EMA:
+    """A copy of a model, `module`, whose weights follow the model's: call `update(model)` after each update.
 
-    The decay grows from 0.18 at the first update to `decay` as (1 + n) / (10 + n), so that the average does
-    not drag the initial weights along in a short run.
+    The decay grows with the number n of updates as (1 + n) / (10 + n) up to `decay`, so that the average does
+    not drag the initial weights along in a short run; the first update copies. Unlike torch's `AveragedModel`
+    it counts on the host, so that no update waits for the device, and it stays whole and fp32 where the
+    model is sharded or kept in half precision. Make it before the model is prepared.
     """
 
-    def average(averaged, current, n_averaged):
-        n = float(n_averaged)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+    def __init__(self, model: nn.Module, decay: float):
+        self.module, self.decay, self.n_averaged = copy.deepcopy(model).requires_grad_(False), decay, 0
 
-    return AveragedModel(model, multi_avg_fn=average)
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the weights of `model`, the unwrapped one."""
+        current = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+        n = self.n_averaged
+        weight = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0  # a step of 1.0 copies exactly
+        torch._foreach_lerp_(list(self.module.parameters()), [p.float() for p in current], weight)
+        self.n_averaged += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {**self.module.state_dict(), "n_averaged": torch.tensor(self.n_averaged)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        state = dict(state)
+        self.n_averaged = int(state.pop("n_averaged"))
+        self.module.load_state_dict(state)

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import reduce
+from accelerate.utils import DistributedType, reduce
 from tqdm import tqdm
 
+from training.checkpoints import set_aside_after
 from training.errors import UsageError
 
 PROJECT = "onecycle"  # the one W&B project of all scripts; groups and job types tell the runs apart
@@ -36,6 +38,14 @@ def open_accelerator(gradient_accumulation_steps: int = 1) -> Accelerator:
             f"{launched} processes were launched but each believes to be alone and would overwrite the other: "
             "launch with --config_file accelerate_configs/cpu_2proc.yaml or another multi-process YAML"
         )
+    if accelerator.gradient_accumulation_steps != gradient_accumulation_steps:
+        raise UsageError(
+            f"--gradient_accumulation_steps {gradient_accumulation_steps}, but the launch configuration says "
+            f"{accelerator.gradient_accumulation_steps}: give both the same number"
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # Batches vary in size; the engine only wants a number, which it would else take from a DataLoader.
+        accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
     if accelerator.is_main_process:
         for warning in _launch_warnings(accelerator):
             print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -45,13 +55,11 @@ def open_accelerator(gradient_accumulation_steps: int = 1) -> Accelerator:
 def _launch_warnings(accelerator: Accelerator) -> list[str]:
     warnings = []
     if accelerator.device.type == "cpu":
-        threads, cores = torch.get_num_threads(), os.cpu_count() or 1
-        if hasattr(os, "sched_getaffinity"):
-            cores = len(os.sched_getaffinity(0))
-        if threads * accelerator.num_processes < cores // 2 + 1 and cores > 1:
+        threads, cores = torch.get_num_threads(), psutil.cpu_count(logical=False) or 1
+        if threads * accelerator.num_processes < cores:
             warnings.append(
-                f"{threads} thread(s) on {cores} cores, which is slow: launch with "
-                "--config_file accelerate_configs/cpu.yaml, or set OMP_NUM_THREADS"
+                f"{threads} thread(s) in each of {accelerator.num_processes} process(es) on {cores} cores is slow: "
+                "launch with --config_file accelerate_configs/cpu.yaml, or set OMP_NUM_THREADS"
             )
     elif accelerator.device.type == "cuda" and accelerator.mixed_precision == "bf16":
         major, minor = torch.cuda.get_device_capability(accelerator.device)
@@ -97,7 +105,7 @@ class Run:
     """One run's folder, its metrics and its tracker. Only the main process writes.
 
     `config` is the script's dataclass; it has `recipe`, `output_dir` and `tracker` ("wandb" or "none").
-    `resumed_state` is the `state` of the checkpoint that the run goes on from. `best` says of each metric
+    `checkpoint` and `resumed_state` are what the run goes on from, and its `state`. `best` says of each metric
     whether its "max" or its "min" is its best value, for the tracker's summary.
     Below `output_dir`: config.json, metrics.jsonl, summary.json, checkpoints/, figures/. A folder that holds
     an earlier run is moved aside unless that run is being resumed.
@@ -110,6 +118,7 @@ class Run:
         accelerator: Accelerator,
         script: str,
         config: Any,
+        checkpoint: Path | None = None,
         resumed_state: dict | None = None,
         best: dict[str, str] | None = None,
     ):
@@ -125,15 +134,20 @@ class Run:
         self._wandb = None
         self.tracker_id: str | None = (resumed_state or {}).get("tracker_id")
         if accelerator.is_main_process:
-            self._open_folder(resumed_state)
+            self._open_folder(checkpoint, resumed_state)
             if config.tracker == "wandb":
                 self._open_wandb()
         accelerator.wait_for_everyone()
+        if not (self.output_dir / "config.json").exists():  # seen from another machine
+            raise UsageError(f"{self.output_dir} is not shared by the machines: name a shared --output_dir")
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note_signal)
 
-    def _open_folder(self, resumed_state: dict | None) -> None:
-        if resumed_state is None and (self.output_dir / "config.json").exists():
+    def _open_folder(self, checkpoint: Path | None, resumed_state: dict | None) -> None:
+        here = checkpoint is not None and checkpoint.resolve().parents[1] == self.output_dir.resolve()
+        if here and self.config.eval_only:
+            return
+        if not here and (self.output_dir / "config.json").exists():
             n = 1
             while (aside := self.output_dir.with_name(f"{self.output_dir.name}.{n}")).exists():
                 n += 1
@@ -143,8 +157,10 @@ class Run:
         (self.output_dir / "config.json").write_text(
             json.dumps(dataclasses.asdict(self.config), indent=1, default=str) + "\n"
         )
-        if resumed_state is not None and self.metrics_path.exists():
-            self._forget_metrics_after(resumed_state["step"])
+        if here:
+            set_aside_after(self.output_dir, resumed_state["step"])
+            if self.metrics_path.exists():
+                self._forget_metrics_after(resumed_state["step"])
 
     def _forget_metrics_after(self, step: int) -> None:
         """What was logged between the checkpoint and the kill will be logged again."""
@@ -192,15 +208,17 @@ class Run:
         """Whether a signal asks the loop to save and end.
 
         Several processes may see it at different updates and would wait for each other for ever, so they
-        stop only where all pass `agree=True` at the same update, and share what they saw.
+        stop only where they have shared what they saw: at every update on CPUs, where that costs nothing,
+        and on GPUs where the loop passes `agree=True` because it waits for the device there anyway.
         """
         if self.accelerator.num_processes == 1:
             return self._stop_signal is not None
-        if not agree:
+        if not agree and self.accelerator.device.type != "cpu":
             return False
         seen = torch.tensor(float(self._stop_signal or 0), device=self.accelerator.device)
         highest = int(self.accelerator.gather(seen.reshape(1)).max())
-        self._stop_signal = highest or None
+        if highest:  # never the other way round: a signal may have come since `seen` was filled
+            self._stop_signal = highest
         return highest > 0
 
     def exit_after_signal(self, checkpoint: Path) -> None:
@@ -212,6 +230,13 @@ class Run:
         self._with_wandb(lambda run: run.finish(exit_code=128 + number))
         self.accelerator.end_training()
         sys.exit(128 + number)
+
+    def release_signals(self) -> None:
+        """After the loop everything is saved: from here on a signal ends the run at once."""
+        if self._stop_signal is not None:
+            sys.exit(128 + self._stop_signal)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
     # -- metrics and tracking -----------------------------------------------------------------------------
 
@@ -275,7 +300,7 @@ class Run:
             self.tracker_id = self._wandb.id
             self._wandb.define_metric("step")
             self._wandb.define_metric("*", step_metric="step")
-            for name, best in self.config.best_metrics.items() if hasattr(self.config, "best_metrics") else ():
+            for name, best in self.best.items():
                 self._wandb.define_metric(name, step_metric="step", summary=best)
             if mode == "offline":
                 folder = Path(self._wandb.dir).parent

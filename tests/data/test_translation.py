@@ -47,6 +47,13 @@ def test_own_files_are_split_by_hash_unless_held_out_files_are_given(tmp_path):
     )
     splits = load_splits("none", "", ("en", "it"), train_files=files, valid_files=held_out, test_files=held_out)
     assert splits.test.sources == ["Hello!", "Bye."] and len(splits.train) == 400
+    taken = (
+        write(tmp_path / "t.en", [text.sources[7].title() + "!", "Bye."]),
+        write(tmp_path / "t.it", ["Ciao!", text.targets[9]]),
+    )
+    splits = load_splits("none", "", ("en", "it"), train_files=files, valid_files=held_out, test_files=taken)
+    assert len(splits.train) == 398 and splits.counts["in_heldout_files"] == 2
+    assert text.sources[7] not in splits.train.sources and text.targets[9] not in splits.train.targets
 
 
 def test_an_empty_split_is_refused(tmp_path):

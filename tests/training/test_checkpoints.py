@@ -16,7 +16,7 @@ from training.checkpoints import (
     read_state,
     save_checkpoint,
 )
-from training.ema import make_ema
+from training.ema import EMA
 from training.errors import UsageError
 
 
@@ -25,7 +25,7 @@ def parts(fresh_accelerate):
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 2))
-    ema = make_ema(model, 0.9)
+    ema = EMA(model, 0.9)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     return accelerator, *accelerator.prepare(model, optimizer), ema
 
@@ -38,7 +38,7 @@ def train(parts, n: int) -> list[float]:
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
-        ema.update_parameters(model)
+        ema.update(model)
         losses.append(loss.item())
     return losses
 

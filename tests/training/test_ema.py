@@ -1,19 +1,38 @@
+import copy
+
+import pytest
 import torch
 
-from training.ema import make_ema
+from training.ema import EMA
 
 
-def test_the_average_follows_the_formula():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_average_follows_the_formula_and_stays_fp32(dtype):
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)
-    ema, decay = make_ema(model, 0.5), 0.5
-    expected = model.weight.detach().clone()
+    ema, decay = EMA(model, 0.5), 0.5
+    model.to(dtype)
+    expected = model.weight.detach().float()
     for n in range(20):
         with torch.no_grad():
-            model.weight.add_(torch.randn_like(model.weight))
-        ema.update_parameters(model)
-        # torch's AveragedModel copies at its first update and averages from the second on
+            model.weight.add_(torch.randn(2, 3))
+        ema.update(model)
         d = min(decay, (1 + n) / (10 + n)) if n else 0.0
-        expected = d * expected + (1 - d) * model.weight.detach()
-        torch.testing.assert_close(ema.module.weight.detach(), expected)
-    assert not torch.equal(ema.module.weight, model.weight)
+        expected = d * expected + (1 - d) * model.weight.detach().float()
+        torch.testing.assert_close(ema.module.weight, expected)
+        if n == 0:
+            assert torch.equal(ema.module.weight, model.weight.float())
+    assert not ema.module.weight.requires_grad
+
+
+def test_a_loaded_average_goes_on_as_the_saved_one():
+    model = torch.nn.Linear(3, 2)
+    ema = EMA(model, 0.9)
+    for _ in range(3):
+        ema.update(torch.nn.Linear(3, 2))
+    other, state = EMA(model, 0.9), copy.deepcopy(ema.state_dict())
+    other.load_state_dict(state)
+    step = torch.nn.Linear(3, 2)
+    ema.update(step)
+    other.update(step)
+    assert torch.equal(ema.module.weight, other.module.weight)

@@ -17,7 +17,8 @@ class Config:
 
 
 def open_run(path, state=None, **options) -> Run:
-    return Run(open_accelerator(), "translation", Config(str(path), **options), state)
+    checkpoint = path / "checkpoints" / f"checkpoint-{state['step']}" if state else None
+    return Run(open_accelerator(), "translation", Config(str(path), **options), checkpoint, state)
 
 
 def read_metrics(path) -> list[dict]:
@@ -100,3 +101,42 @@ def test_summary_is_flat_and_says_where_it_comes_from(fresh_accelerate, tmp_path
     assert expected <= summary.keys()
     assert summary["versions"]["torch"] == torch.__version__
     assert 50 < summary["peak_memory_mb"] < 100_000
+
+
+def test_going_back_to_an_older_checkpoint_sets_the_newer_ones_aside(fresh_accelerate, tmp_path):
+    open_run(tmp_path / "run")
+    for step in (100, 900, 1000):
+        (tmp_path / "run" / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+    open_run(tmp_path / "run", {"step": 100, "total_seconds": 0.0, "tracker_id": None})
+    found = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert found == ["abandoned-1000", "abandoned-900", "checkpoint-100"]
+
+
+def test_a_run_that_goes_on_from_another_folder_moves_an_earlier_run_aside(fresh_accelerate, tmp_path):
+    open_run(tmp_path / "run").log({"x": 1.0}, 1, 0)
+    elsewhere = tmp_path / "other" / "checkpoints" / "checkpoint-5"
+    state = {"step": 5, "total_seconds": 0.0, "tracker_id": None}
+    Run(open_accelerator(), "translation", Config(str(tmp_path / "run")), elsewhere, state)
+    assert (tmp_path / "run.1" / "metrics.jsonl").exists() and not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_evaluation_alone_leaves_metrics_and_config_of_the_run_as_they_are(fresh_accelerate, tmp_path):
+    run = open_run(tmp_path / "run")
+    for step in (5, 10):
+        run.log({"x": 1.0}, step, 0)
+    before = (tmp_path / "run" / "config.json").read_text()
+    open_run(tmp_path / "run", {"step": 5, "total_seconds": 0.0, "tracker_id": None}, eval_only=True)
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [5, 10]
+    assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+def test_after_the_loop_a_signal_ends_the_run_at_once(fresh_accelerate, tmp_path):
+    run = open_run(tmp_path / "run")
+    run.release_signals()
+    with pytest.raises(SystemExit) as end:
+        signal.raise_signal(signal.SIGTERM)
+    assert end.value.code == 143
+    run = open_run(tmp_path / "run")
+    signal.raise_signal(signal.SIGTERM)  # during the last updates
+    with pytest.raises(SystemExit):
+        run.release_signals()
