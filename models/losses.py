@@ -12,7 +12,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     The gradient with respect to the logits is softmax - smoothed one-hot: it is at hand in the forward pass,
     so both input gradients are computed there and the (N, V) logits never exist as a whole, in any pass.
-    Logits are fp32 within a chunk, whatever the precision of the states.
+    Log-probabilities are fp32 within a chunk, whatever the precision of the states.
     """
 
     @staticmethod
@@ -28,15 +28,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + rows)
             counted = (labels[chunk] != ignore_index)[:, None]
             label = labels[chunk, None].clamp(min=0)
-            logits = (states[chunk] @ working_weight.t()).float()  # (rows, V)
-            log_z = logits.logsumexp(1, keepdim=True)
-            nll = (log_z - logits.gather(1, label)) * counted
-            uniform = (log_z - logits.mean(1, keepdim=True)) * counted
+            log_probs = torch.log_softmax(states[chunk] @ working_weight.t(), 1, dtype=torch.float32)  # (rows, V)
+            nll = -log_probs.gather(1, label) * counted
+            uniform = -log_probs.mean(1, keepdim=True) * counted
             plain += nll.sum()
             smoothed += (1 - label_smoothing) * nll.sum() + label_smoothing * uniform.sum()
             if needs_gradient:
-                gradient = logits.sub_(log_z).exp_().sub_(label_smoothing / n_words)
-                gradient.scatter_add_(1, label, torch.full_like(log_z, label_smoothing - 1))
+                gradient = log_probs.exp_().sub_(label_smoothing / n_words)
+                gradient.scatter_add_(1, label, torch.full_like(nll, label_smoothing - 1))
                 gradient = gradient.mul_(counted).to(states.dtype)
                 states_grad[chunk] = gradient @ working_weight
                 weight_grad += gradient.t() @ states[chunk]

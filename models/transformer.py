@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.dropout import Dropout, dropout
 from models.losses import linear_cross_entropy
 
 # On a CPU the backward of scaled_dot_product_attention is slower than plain batched matmuls until
@@ -28,16 +29,16 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     return scores.softmax(-1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, p_drop: float) -> Tensor:
     """Scaled dot-product attention: q (B, H, T, K), k and v (B, H, S, K) -> (B, H, T, K).
 
     `mask` (broadcast to B, H, T, S) is True where attention is allowed; `causal` needs T == S and no mask.
     """
     if q.device.type != "cpu" or k.shape[-2] > CPU_PLAIN_ATTENTION_UP_TO:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p_drop, is_causal=causal)
     if causal:
         mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
-    return F.dropout(attention_weights(q, k, mask), dropout) @ v
+    return dropout(attention_weights(q, k, mask), p_drop) @ v
 
 
 class MultiHeadAttention(nn.Module):
@@ -69,8 +70,8 @@ class MultiHeadAttention(nn.Module):
         self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool = False
     ) -> Tensor:
         """x (B, T, D) over keys and values (B, H, S, K) -> (B, T, D)."""
-        dropout = self.dropout if self.training else 0.0
-        mixed = attention(self.split_heads(self.query(x)), *keys_values, mask, causal, dropout)
+        p_drop = self.dropout if self.training else 0.0
+        mixed = attention(self.split_heads(self.query(x)), *keys_values, mask, causal, p_drop)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def weights(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
@@ -82,7 +83,7 @@ class FeedForward(nn.Sequential):
     """Two linear maps with a ReLU between: (.., D) -> (.., D)."""
 
     def __init__(self, d_model: int, d_ff: int, dropout: float):
-        super().__init__(nn.Linear(d_model, d_ff), nn.ReLU(), nn.Dropout(dropout), nn.Linear(d_ff, d_model))
+        super().__init__(nn.Linear(d_model, d_ff), nn.ReLU(), Dropout(dropout), nn.Linear(d_ff, d_model))
         for layer in (self[0], self[3]):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -94,7 +95,7 @@ class Sublayer(nn.Module):
     def __init__(self, d_model: int, dropout: float, pre_norm: bool):
         super().__init__()
         self.norm = nn.LayerNorm(d_model)
-        self.dropout, self.pre_norm = nn.Dropout(dropout), pre_norm
+        self.dropout, self.pre_norm = Dropout(dropout), pre_norm
 
     def forward(self, x: Tensor, branch) -> Tensor:
         if self.pre_norm:
@@ -241,7 +242,7 @@ class Transformer(nn.Module):
         # Post-norm layers end in a norm of their own; a pre-norm stack needs one more.
         self.encoder_norm = nn.LayerNorm(d_model) if pre_norm else nn.Identity()
         self.decoder_norm = nn.LayerNorm(d_model) if pre_norm else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @property
     def output_weight(self) -> Tensor:
