@@ -59,7 +59,7 @@ class Update:
 
 
 def make_buckets(
-    source_lengths: np.ndarray, target_lengths: np.ndarray, max_buckets: int = 40, padding_goal: float = 0.04
+    source_lengths: np.ndarray, target_lengths: np.ndarray, max_buckets: int = 48, padding_goal: float = 0.04
 ) -> tuple[list[Shape], np.ndarray]:
     """A small set of shapes that pads little: (shapes, the bucket of each sentence (N,)).
 
@@ -129,7 +129,7 @@ class BatchPlanner:
         n_parts: int = 1,
         batching: Batching = "bucketed",
         seed: int = 0,
-        max_buckets: int = 40,
+        max_buckets: int = 48,
     ):
         if len(source_lengths) == 0:
             raise DataError("no sentence pair is left to train on: check --max_len and the training files")

@@ -5,6 +5,7 @@ import signal
 
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 os.environ["WANDB_MODE"] = "offline"
+os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait make busy machines crawl
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest

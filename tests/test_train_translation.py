@@ -340,6 +340,18 @@ def test_it_learns_to_copy_random_digits_from_any_seed(train, tmp_path):
     assert exact >= 0.98, f"seed {seed}"
 
 
+@pytest.mark.slow
+def test_the_demo_as_the_readme_launches_it_reaches_bleu_95(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml",
+               "train_translation.py", "demo", "--output_dir", str(tmp_path / "run")]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path / "run")["test/bleu"] >= 95
+    assert summary(tmp_path / "run")["test/n_sentences"] == 500
+    assert "wandb sync" in done.stdout  # not logged in: tracked offline, and it says so
+
+
 # --- options
 
 

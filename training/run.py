@@ -265,8 +265,7 @@ class Run:
         """Print n examples, evenly spaced over the outputs, and send them to the tracker as a table."""
         shown = range(0, len(outputs), max(len(outputs) // n, 1))[:n]
         rows = [[inputs[i], outputs[i], targets[i]] for i in shown]
-        for source, output, target in rows:
-            self.print(f"  {source}\n    -> {output}\n    == {target}")
+        self.print("\n".join(f"  {source}\n    -> {output}\n    == {target}" for source, output, target in rows))
 
         def send(run):
             import wandb
@@ -281,7 +280,7 @@ class Run:
             import wandb
 
             mode = os.environ.get("WANDB_MODE")
-            if mode is None and not wandb.api.api_key:
+            if mode is None and not self._logged_in_to_wandb():
                 mode = "offline"
             options = {
                 "dir": str(self.output_dir),
@@ -305,11 +304,21 @@ class Run:
             if mode == "offline":
                 folder = Path(self._wandb.dir).parent
                 print(
-                    f"W&B is not logged in: tracking offline; to upload, run `wandb sync {folder}`",
+                    f"W&B is offline: to upload this run later, `wandb sync {folder}`",
                     flush=True,
                 )
         except Exception as error:  # whatever W&B does, the run goes on
             self._drop_wandb(error)
+
+    @staticmethod
+    def _logged_in_to_wandb() -> bool:
+        import wandb
+
+        try:
+            return wandb.login(prompt=False)
+        except wandb.Error as error:  # there is a key, but it is wrong or there is no network
+            print(f"warning: W&B cannot be reached: {error}", file=sys.stderr, flush=True)
+            return False
 
     def _with_wandb(self, use) -> None:
         if self._wandb is not None:

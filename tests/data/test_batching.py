@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from data.batching import BatchPlanner, Shape, collate, make_buckets
 from data.errors import DataError
 from data.token_cache import TokenizedText
 from data.tokenization import BOS_ID, EOS_ID, PAD_ID
+from data.translation import TranslationCorpus, load_splits
 
 
 def some_lengths(n: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +77,7 @@ def test_bucketed_epochs_have_the_same_few_shapes():
         sorted((len(u.sentences), u.shape.source, u.shape.target) for u in planner.plan_epoch(e)) for e in (0, 1)
     ]
     assert shapes[0] == shapes[1]
-    assert len(planner.shapes) <= 40
+    assert len(planner.shapes) <= 48
     assert len(set(shapes[0])) <= 2 * len(planner.shapes)
     full = sum((len(u.sentences) % 8) == 0 for u in planner.plan_epoch(0))
     assert full > 0.9 * len(shapes[0])
@@ -127,3 +130,22 @@ def test_collate_moves_the_target_on_by_one_and_masks_uncounted_rows():
     assert batch.source.tolist() == [[5, 6, 7, e, p], [8, e, p, p, p], [9, 9, e, p, p], [5, 6, 7, e, p]]
     assert batch.target.tolist() == [[b, 15, 16, p], [b, 17, 18, 19], [b, p, p, p], [b, 15, 16, p]]
     assert batch.labels.tolist() == [[15, 16, e, p], [17, 18, 19, e], [e, p, p, p], [p, p, p, p]]
+
+
+EUROPARL = [
+    Path(__file__).parents[3] / "shared" / "data" / "text" / f"europarl7_short_lc.en-it.{side}.gz"
+    for side in ("en", "it")
+]
+
+
+@pytest.mark.skipif(not EUROPARL[0].exists(), reason="the Europarl files are not at hand")
+@pytest.mark.parametrize("max_tokens", [1536, 4096])
+def test_bucketed_padding_stays_under_8_percent_on_europarl(max_tokens):
+    splits = load_splits("files", "", ("en", "it"), train_files=[str(path) for path in EUROPARL])
+    corpus = TranslationCorpus(
+        splits, kind="bpe", vocab_size=8000, min_frequency=1, lowercase=False, joint=True, max_len=128
+    )
+    lengths = corpus.train.source.lengths, corpus.train.target.lengths
+    for n_parts in (1, 4):
+        planner = BatchPlanner(*lengths, max_tokens, n_parts)
+        assert planner.padding_share(planner.plan_epoch(0)) < 0.08
