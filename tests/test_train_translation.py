@@ -420,6 +420,8 @@ def wandb_records(path: Path):
             position += block - position % block
             continue
         length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        if position + 7 + length > len(data):  # still being written
+            return
         parts += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or the last part
@@ -430,10 +432,12 @@ def wandb_records(path: Path):
 
 
 def test_wandb_offline_run_read_back_from_disk(train, tmp_path, capsys):
-
     assert train(tmp_path / "run", "--tracker", "wandb", "--max_train_steps", "14", "--validate_every", "7") == 0
     assert "wandb sync" in capsys.readouterr().out
     (path,) = (tmp_path / "run").rglob("run-*.wandb")
+    deadline = time.time() + 30  # W&B's own process may still be writing
+    while time.time() < deadline and not any(record.HasField("exit") for record in wandb_records(path)):
+        time.sleep(0.2)
     history, config, summaries, run, metrics = [], {}, {}, None, set()
     for record in wandb_records(path):
         if record.HasField("run"):
