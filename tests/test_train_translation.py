@@ -531,3 +531,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(train
     checkpoints = list((tmp_path / "run" / "checkpoints").iterdir())
     assert [p.name for p in checkpoints] == ["checkpoint-10"]
     assert all(t.isfinite().all() for t in load_file(checkpoints[0] / "model.safetensors").values())
+
+
+def test_local_files_without_tracker_need_neither_wandb_nor_datasets(tmp_path, files):
+    arguments = ["train_translation.py", "demo", *TINY, *files, "--max_train_steps", "3",
+                 "--output_dir", str(tmp_path / "run")]  # fmt: skip
+    program = (
+        "import runpy, sys; sys.modules['wandb'] = sys.modules['datasets'] = None; "  # import raises from now on
+        f"sys.argv = {arguments!r}; runpy.run_path('train_translation.py', run_name='__main__')"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "summary.json").exists()
