@@ -44,3 +44,8 @@ def test_an_unfinished_run_or_a_readme_without_markers_is_refused(run):
 def test_the_readme_holds_the_table_of_the_records():
     readme = record.README.read_text(encoding="utf-8")
     assert record.readme_with_table(readme) == readme, "run `python -m tools.record --readme`"
+
+
+def test_the_readme_quotes_the_recorded_speed():
+    measured = (record.RESULTS / "translation-speed.txt").read_text(encoding="utf-8")
+    assert measured in record.README.read_text(encoding="utf-8")
