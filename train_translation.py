@@ -20,6 +20,7 @@ import sacrebleu
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object, set_seed
+from tyro.conf import Suppress
 
 from data.batching import BatchPlanner, Update, collate
 from data.errors import DataError
@@ -51,7 +52,7 @@ SPECIAL = SpecialTokens(PAD_ID, begin=BOS_ID, end=EOS_ID)
 
 @dataclass(frozen=True)
 class Config:
-    recipe: str  # name of the recipe, for the run's folder and the tracker
+    recipe: Suppress[str]  # name of the recipe, for the run's folder and the tracker
     # --- data
     dataset: str = "Helsinki-NLP/opus_books"  # data set on the hub, or "phrasebook" (embedded)
     dataset_config: str = "en-it"  # configuration of the data set on the hub
@@ -137,6 +138,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
 
 
 def build_model(config: Config, source_vocab_size: int, target_vocab_size: int) -> Transformer:
+    if config.d_model % config.n_heads:
+        raise UsageError(f"--d_model {config.d_model} is not a multiple of --n_heads {config.n_heads}")
     return Transformer(
         source_vocab_size, target_vocab_size, d_model=config.d_model, n_heads=config.n_heads,
         n_encoder_layers=config.n_encoder_layers, n_decoder_layers=config.n_decoder_layers, d_ff=config.d_ff,
@@ -334,14 +337,12 @@ def main(config: Config) -> None:
 
     best_is = {"valid/bleu": "max", "valid/nll": "min"}
     run = Run(accelerator, "translation", config, checkpoint, state, best_is)
+    n_shapes = len({(update.shape, len(update.sentences)) for update in first_epoch})
     run.print(
         f"{len(corpus.train):,} training pairs ({corpus.n_too_long:,} over --max_len {config.max_len} dropped), "
-        f"{len(corpus.valid):,} validation, {len(corpus.test):,} test pairs; {splits.counts or 'embedded'}"
-    )
-    run.print(
+        f"{len(corpus.valid):,} validation, {len(corpus.test):,} test pairs; {splits.counts or 'embedded'}\n"
         f"{sum(p.numel() for p in evaluated.parameters()):,} parameters; {total_steps:,} updates, "
-        f"{len(first_epoch)} an epoch in {len({(u.shape, len(u.sentences)) for u in first_epoch})} shapes; "
-        f"{planner.padding_share(first_epoch):.1%} padding"
+        f"{len(first_epoch)} an epoch in {n_shapes} shapes; {planner.padding_share(first_epoch):.1%} padding"
     )
 
     def save() -> Path:

@@ -485,6 +485,7 @@ def test_bad_input_ends_with_2_one_line_and_no_run(train, tmp_path, capsys, file
         (["--train_files", good], ".tsv"),
         ([*files, "--max_tokens", "5"], "--max_tokens 5"),
         ([*files, "--max_len", "1"], "--max_len"),
+        ([*files, "--n_heads", "5"], "--n_heads 5"),
         ([*files, "--resume", str(tmp_path / "nowhere")], "no checkpoint"),
         ([*files, "--eval_only"], "no checkpoint"),
         (["--dataset", "Helsinki-NLP/opus_books"], "--data_dir"),
