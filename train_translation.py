@@ -5,6 +5,7 @@
     accelerate launch --config_file accelerate_configs/cpu_bf16.yaml train_translation.py opus-en-it \
         --train_files corpus.en.gz corpus.it.gz
 
+Two CPU cores (results/): demo BLEU 98.6 in 90 seconds; Europarl en-it BLEU 25.2 after 18 minutes' training.
 Every run ends with sacreBLEU and chrF of beam search on detokenised, cased text of the whole test split, and
 leaves its translations beside the references, so that the `sacrebleu` command gives the same score.
 """
