@@ -42,10 +42,10 @@ from training.cli import run_script
 from training.ema import EMA
 from training.errors import UsageError
 from training.figures import plot_attention, plot_curves, plot_length_histogram
-from training.lr_finder import lr_range_test, plot_lr_range_test
+from training.lr_finder import lr_range_test, report_lr_range_test
 from training.metrics import MetricWindow
 from training.profiling import profiler
-from training.run import Run, open_accelerator, sum_over_processes
+from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
 from training.schedules import one_cycle, set_lr
 
 SPECIAL = SpecialTokens(PAD_ID, begin=BOS_ID, end=EOS_ID)
@@ -246,12 +246,8 @@ def find_lr(accelerator, model, optimizer, planner, corpus: TranslationCorpus, c
         return sum_over_processes(accelerator, sums)[0] / update.target_tokens
 
     result = lr_range_test(update_at, accelerator=accelerator, model=model, optimizer=optimizer)
-    if accelerator.is_main_process:
-        path = Path(config.output_dir) / "figures" / "lr_range_test.png"
-        plot_lr_range_test(result, path)
-        print(f"{result.stopped}; {result.reason}\nfigure: {path}")
-        if result.valley is not None:
-            print(f"suggestion: --lr {result.valley:.1e} (valley), or at most {result.steepest:.1e} (steepest)")
+    report_lr_range_test(accelerator, result, Path(config.output_dir))
+    close_accelerator(accelerator)
 
 
 def write_figures(run: Run, model: Transformer, corpus: TranslationCorpus, planner: BatchPlanner) -> list[Path]:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from data.errors import DataError
-from data.token_cache import TokenizedText
 from data.tokenization import BOS_ID, EOS_ID, PAD_ID
+from data.tokenized_text import TokenizedText
 
 Batching = Literal["padded", "sorted", "bucketed"]
 ROW_MULTIPLE = 8  # full batches have a multiple of this many rows: it suits tensor cores, and 2, 4, 8 ways

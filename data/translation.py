@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.bpe_dropout import BPEDropout
+from data.cache import cached_text, content_key
 from data.errors import DataError
 from data.parallel_text import (
     ParallelText,
@@ -17,8 +18,8 @@ from data.parallel_text import (
     without_sentences_of,
 )
 from data.phrasebook import phrasebook_splits
-from data.token_cache import TokenizedText, cached_text, cached_tokens, content_key
 from data.tokenization import TextTokenizer
+from data.tokenized_text import TokenizedText, cached_tokens
 
 
 @dataclass(frozen=True)

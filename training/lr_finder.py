@@ -205,3 +205,14 @@ def plot_lr_range_test(result: LRRangeTest, path: Path) -> None:
     ax.grid(alpha=0.3)
     ax.legend()
     save_png(figure, path)
+
+
+def report_lr_range_test(accelerator: Accelerator, result: LRRangeTest, output_dir: Path) -> None:
+    """Print the suggestions and write figures/lr_range_test.png, on the main process."""
+    if not accelerator.is_main_process:
+        return
+    path = output_dir / "figures" / "lr_range_test.png"
+    plot_lr_range_test(result, path)
+    print(f"{result.stopped}; {result.reason}\nfigure: {path}")
+    if result.valley is not None:
+        print(f"suggestion: --lr {result.valley:.1e} (valley), or at most {result.steepest:.1e} (steepest)")

@@ -52,6 +52,16 @@ def open_accelerator(gradient_accumulation_steps: int = 1) -> Accelerator:
     return accelerator
 
 
+def close_accelerator(accelerator: Accelerator) -> None:
+    """End tracking and the process group; every process must come here.
+
+    They wait for each other first. A process that destroys its group while gloo's thread still lets go of a
+    tensor of the last collective may hang: each waits for what the other holds, the thread or Python's lock.
+    """
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
 def _launch_warnings(accelerator: Accelerator) -> list[str]:
     warnings = []
     if accelerator.device.type == "cpu":
@@ -228,7 +238,7 @@ class Run:
             name = signal.Signals(number).name
             print(f"{name}: saved {checkpoint}; go on with --resume latest", file=sys.stderr, flush=True)
         self._with_wandb(lambda run: run.finish(exit_code=128 + number))
-        self.accelerator.end_training()
+        close_accelerator(self.accelerator)
         sys.exit(128 + number)
 
     def release_signals(self) -> None:
@@ -354,7 +364,7 @@ class Run:
             (self.output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
             self._with_wandb(lambda run: run.summary.update(summary))
         self._with_wandb(lambda run: run.finish())
-        self.accelerator.end_training()
+        close_accelerator(self.accelerator)
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

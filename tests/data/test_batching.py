@@ -6,8 +6,8 @@ import torch
 
 from data.batching import BatchPlanner, Shape, collate, make_buckets
 from data.errors import DataError
-from data.token_cache import TokenizedText
 from data.tokenization import BOS_ID, EOS_ID, PAD_ID
+from data.tokenized_text import TokenizedText
 from data.translation import TranslationCorpus, load_splits
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from data.token_cache import TokenizedText, cached_text, cached_tokens, content_key
+from data.tokenized_text import TokenizedText, cached_tokens
 
 
 def test_sentences_come_back_from_the_flat_array():
@@ -9,18 +9,6 @@ def test_sentences_come_back_from_the_flat_array():
     assert [text[i].tolist() for i in range(len(text))] == sentences
     assert text.lengths.tolist() == [3, 0, 1, 2]
     assert [text.select(np.array([3, 1]))[i].tolist() for i in range(2)] == [[5, 6], []]
-
-
-def test_the_key_changes_with_every_text_and_setting():
-    keys = {
-        content_key({"a": 1}, ["x", "y"]),
-        content_key({"a": 2}, ["x", "y"]),
-        content_key({"a": 1}, ["x", "z"]),
-        content_key({"a": 1}, ["xy", ""]),
-        content_key({"a": 1}, ["x"]),
-    }
-    assert len(keys) == 5
-    assert content_key({"a": 1, "b": 2}, ["x"]) == content_key({"b": 2, "a": 1}, ["x"])
 
 
 def test_a_second_call_reads_and_a_damaged_file_is_rebuilt(tmp_path, monkeypatch):
@@ -40,4 +28,3 @@ def test_a_second_call_reads_and_a_damaged_file_is_rebuilt(tmp_path, monkeypatch
         path.write_bytes(damaged)
         assert cached_tokens("key", build)[0].tolist() == [1, 2]
     assert len(calls) == 4
-    assert cached_text("words", lambda: "città") == cached_text("words", lambda: "other") == "città"
