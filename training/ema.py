@@ -26,6 +26,11 @@ class EMA:
         n = self.n_averaged
         weight = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0  # a step of 1.0 copies exactly
         torch._foreach_lerp_(list(self.module.parameters()), [p.float() for p in current], weight)
+        for averaged, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            if buffer.is_floating_point():  # running statistics of norms
+                averaged.lerp_(buffer, weight)
+            else:
+                averaged.copy_(buffer)
         self.n_averaged += 1
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,0 +1,45 @@
+"""Batch norm over the images of all processes, so that several of them train as one would on the whole batch."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class ProcessBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d with statistics over all processes, on any device: (B, C, H, W) -> (B, C, H, W).
+
+    For CPUs, where torch's SyncBatchNorm does not run. Processes may hold different numbers of images.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        pixels = x.float()
+        count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
+        totals = all_reduce(torch.cat([pixels.sum((0, 2, 3)), count]))
+        n = totals[-1].detach()
+        mean = totals[:-1] / n
+        # Around the mean, in a second pass: the mean of squares less the square of the mean loses digits.
+        centred = pixels - mean[:, None, None]
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / n
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Make every BatchNorm2d below `model` share its statistics among the processes; tensors and names stay."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                shared = ProcessBatchNorm2d(child.num_features, child.eps, child.momentum)
+                shared.load_state_dict(child.state_dict())
+                shared.weight.requires_grad_(child.weight.requires_grad)
+                shared.bias.requires_grad_(child.bias.requires_grad)
+                setattr(parent, name, shared)
+    return model

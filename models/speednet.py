@@ -1,0 +1,90 @@
+"""SpeedNet: a small convolutional net for CIFAR-10 that reaches 94 % in a few epochs.
+
+After cifar10-airbench (Jordan, arXiv 2404.00498) and hlb-CIFAR10: a first layer that whitens 2x2 patches and is
+not trained, three blocks of two convolutions, pooling before the norm, norms without scale, GELU, and small
+logits. Shape legend: B images, C channels, S side, k side of a patch, K classes.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def whitening_filters(images: Tensor, kernel_size: int = 2, eps: float = 5e-4) -> Tensor:
+    """Filters with uncorrelated responses of equal variance on the patches of `images`, and their negatives.
+
+    images (N, C, S, S), normalised -> (2 C k k, C, k, k) in float32. A filter is an eigenvector of the patches'
+    second moments over the square root of its eigenvalue; `eps` keeps the faint ones from blowing up.
+    """
+    c = images.shape[1]
+    patches = images.float().unfold(2, kernel_size, 1).unfold(3, kernel_size, 1)  # (N, C, S', S', k, k)
+    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, c * kernel_size**2)
+    moments = (patches.T @ patches / len(patches)).double()
+    eigenvalues, eigenvectors = torch.linalg.eigh(moments)
+    # Largest first, and with a positive first non-zero entry: the sign that eigh returns is arbitrary.
+    eigenvalues, eigenvectors = eigenvalues.flip(0), eigenvectors.flip(1)
+    largest = eigenvectors.abs().argmax(0)
+    eigenvectors = eigenvectors * eigenvectors.gather(0, largest[None]).sign()
+    filters = (eigenvectors / (eigenvalues + eps).sqrt()).T.reshape(-1, c, kernel_size, kernel_size)
+    return torch.cat([filters, -filters]).float()
+
+
+class Block(nn.Module):
+    """Two convolutions with norm and GELU, pooled after the first: (B, C, S, S) -> (B, C', S // 2, S // 2)."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm_momentum: float):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.norm1 = norm(out_channels, norm_momentum)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = norm(out_channels, norm_momentum)
+        for conv in (self.conv1, self.conv2):  # begin by passing the input on (Zagoruyko & Komodakis, DiracNets)
+            nn.init.dirac_(conv.weight[: conv.in_channels])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        return F.gelu(self.norm2(self.conv2(x)))
+
+
+def norm(channels: int, momentum: float) -> nn.BatchNorm2d:
+    """Batch norm with a trained bias and a fixed scale of one."""
+    layer = nn.BatchNorm2d(channels, eps=1e-12, momentum=momentum)
+    layer.weight.requires_grad_(False)
+    return layer
+
+
+class SpeedNet(nn.Module):
+    """Images (B, C, S, S) -> logits (B, K). 1,972,792 parameters for CIFAR-10, 1,971,352 of them trained.
+
+    Call `init_whitening` with some normalised training images before training.
+    """
+
+    def __init__(
+        self,
+        n_classes: int = 10,
+        in_channels: int = 3,
+        widths: tuple[int, int, int] = (64, 256, 256),
+        norm_momentum: float = 0.4,
+    ):
+        super().__init__()
+        n_filters = 2 * in_channels * 2**2
+        self.whiten = nn.Conv2d(in_channels, n_filters, 2)
+        self.whiten.weight.requires_grad_(False)
+        nn.init.zeros_(self.whiten.bias)
+        channels = [n_filters, *widths]
+        self.blocks = nn.Sequential(
+            *(Block(c, c_next, norm_momentum) for c, c_next in zip(channels[:-1], widths, strict=True))
+        )
+        self.classifier = nn.Linear(widths[-1], n_classes, bias=False)
+        nn.init.normal_(self.classifier.weight)
+
+    @torch.no_grad()
+    def init_whitening(self, images: Tensor) -> None:
+        """Set the first layer from normalised images (N, C, S, S)."""
+        self.whiten.weight.copy_(whitening_filters(images, self.whiten.kernel_size[0]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.gelu(self.whiten(images))  # (B, 24, S - 1, S - 1)
+        x = self.blocks(x)  # (B, 256, 3, 3) from 32x32
+        x = F.adaptive_max_pool2d(x, 1).flatten(1)
+        return self.classifier(x) / x.shape[1]  # small logits of large weights: few can run away early
