@@ -1,0 +1,209 @@
+"""Augmentation of whole batches of uint8 images, on the device where all of them lie.
+
+What an example looks like in an epoch depends on (seed, epoch, example id) alone, not on its batch or process.
+Shapes: N images of the data set, B of a batch, C channels, H x W pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.errors import DataError
+
+RANDOM_STREAM = 1  # apart from the generator of (seed, epoch) that orders the examples
+CHUNK = 4096  # images: what is computed once over all of them shall not need their memory again in int64
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to a training image: flip, crop, brightness, contrast, cutout, in this order. Default: nothing.
+
+    Raises `DataError` for a value out of range.
+    """
+
+    crop_padding: int = 0  # pixels of border within which a crop of the original size is drawn
+    padding_mode: str = "reflect"  # the border: "reflect" without the edge itself, or "zero", the mean colour
+    flip: str = "none"  # left-right: "none", "random", or "alternating": half in even epochs, the rest in odd ones
+    cutout: int = 0  # side of a square in the mean colour, its centre anywhere in the image, clipped at the edge
+    brightness: float = 0.0  # b: pixel values are multiplied by 1 + U(-b, b), and not clipped
+    contrast: float = 0.0  # c: distances from the image's mean are multiplied by 1 + U(-c, c), and not clipped
+
+    def __post_init__(self) -> None:
+        for flag, name, known in (
+            ("--flip", self.flip, ("none", "random", "alternating")),
+            ("--padding_mode", self.padding_mode, ("reflect", "zero")),
+        ):
+            if name not in known:
+                raise DataError(f"unknown {flag} {name}: choose one of {', '.join(known)}")
+        for flag, pixels in (("--crop_padding", self.crop_padding), ("--cutout", self.cutout)):
+            if pixels < 0:
+                raise DataError(f"{flag} {pixels} is negative: give a number of pixels, 0 for none")
+        for flag, strength in (("--brightness", self.brightness), ("--contrast", self.contrast)):
+            if not 0 <= strength <= 1:
+                raise DataError(f"{flag} {strength} is not between 0 and 1")
+
+
+class Augmenter:
+    """Draws an epoch's augmentation of all N images at once, then gives augmented, normalised batches.
+
+    Alternating flip: a random half of the images is flipped in epoch 0 and all turn over in each later epoch,
+    so that two epochs show both sides of each (cifar10-airbench, arXiv 2404.00498, section 3.6).
+    Cutout: DeVries & Taylor, arXiv 1708.04552. The mean that contrast keeps is the one over all pixels and
+    channels of the whole image.
+
+    `batch` reads each crop as one strided window of the padded bytes. So the bytes lie as (N, H, W, C) on the
+    device, once, and a second time mirrored where flips are asked for.
+    """
+
+    def __init__(self, images: Tensor, augmentation: Augmentation, mean: Tensor, std: Tensor, seed: int):
+        """`images` (N, C, H, W) uint8; `mean` and `std` (C,) in pixel units, 0 to 255. Epoch 0 is drawn.
+
+        Raises `DataError` where the crop's border or the cutout square is too large for the images.
+        """
+        self.n_images, self.n_channels, self.height, self.width = images.shape
+        padding, side = augmentation.crop_padding, min(self.height, self.width)
+        size = f"images of {self.height}x{self.width} pixels"
+        if padding >= side:
+            raise DataError(f"--crop_padding {padding} is too large for {size}: give at most {side - 1}")
+        if augmentation.cutout > side:
+            raise DataError(f"--cutout {augmentation.cutout} is too large for {size}: give at most {side}")
+        self.augmentation, self.seed, self.device = augmentation, seed, images.device
+        self._mean, self._std = _along_rows(mean, std, self.width, self.device)
+
+        rows, columns = (_reflected(length, padding, self.device) for length in (self.height, self.width))
+        padded = images[:, :, rows[:, None], columns] if padding else images
+        padded = padded.permute(0, 2, 3, 1)  # (N, H + 2 padding, W + 2 padding, C)
+        n_sides = 1 if augmentation.flip == "none" else 2
+        stored = torch.empty((n_sides, *padded.shape), dtype=torch.uint8, device=self.device)
+        stored[0] = padded
+        if n_sides == 2:
+            stored[1] = padded.flip(2)
+        # Window s is the image whose first byte is byte s of the store; windows overlap and take no memory.
+        self._strides = stored.stride()  # of the sides, images, rows, columns and channels, in bytes
+        row_stride, row = self._strides[2], self.width * self.n_channels
+        n_windows = stored.numel() - (self.height - 1) * row_stride - row + 1
+        self._windows = stored.as_strided((n_windows, self.height, row), (1, row_stride, 1))
+
+        self._row_in_image = _in_image(self.height, padding, 1, self.device)  # (2 padding + 1, H)
+        self._column_in_image = _in_image(self.width, padding, self.n_channels, self.device)  # (…, W * C)
+        self._square = torch.arange(augmentation.cutout, device=self.device) - augmentation.cutout // 2
+        if augmentation.contrast:
+            sums = [chunk.flatten(1).sum(1, dtype=torch.int64) for chunk in images.split(CHUNK)]
+            self._image_means = torch.cat(sums).cpu().numpy() / images[0].numel()
+        self.draw(0)
+
+    def draw(self, epoch: int) -> None:
+        """Make the random choices of all N images for `epoch`: on the CPU, so that each device sees the same."""
+        a = self.augmentation
+        # Each choice has its own row, drawn or not: to turn one on changes none of the others.
+        flip, top, left, cut_y, cut_x, brightness, contrast = self._uniform(epoch)
+        flipped = flip < 0.5
+        if a.flip == "alternating":
+            flipped = (self._uniform(0)[0] < 0.5) ^ (epoch % 2 == 1)
+        n_shifts = 2 * a.crop_padding + 1
+        top, left = (top * n_shifts).astype(np.int64), (left * n_shifts).astype(np.int64)
+        side_stride, image_stride, row_stride, column_stride, _ = self._strides
+        starts = np.arange(self.n_images) * image_stride + top * row_stride + left * column_stride
+        if a.flip != "none":
+            starts += flipped * side_stride
+        self._starts = self._to_device(starts)
+        if a.padding_mode == "zero" and a.crop_padding:
+            self._top, self._left = self._to_device(top), self._to_device(left)
+        if a.cutout:
+            self._cut_row = self._to_device((cut_y * self.height).astype(np.int64))[:, None]
+            self._cut_column = self._to_device((cut_x * self.width).astype(np.int64))[:, None]
+        if a.brightness or a.contrast:  # both in one: gain * pixel + offset
+            brightness = 1 + a.brightness * (2 * brightness - 1)
+            contrast = 1 + a.contrast * (2 * contrast - 1)
+            offset = brightness * self._image_means * (1 - contrast) if a.contrast else np.zeros(self.n_images)
+            self._gain = self._to_device((brightness * contrast).astype(np.float32))[:, None, None]
+            self._offset = self._to_device(offset.astype(np.float32))[:, None, None]
+
+    def batch(self, ids: Tensor) -> Tensor:
+        """`ids` (B,) int64 on the device -> the augmented images, (B, C, H, W) float32 normalised, channels_last.
+
+        Never waits for the device.
+        """
+        a = self.augmentation
+        x = self._windows[self._starts[ids]].float()  # (B, H, W * C)
+        if a.brightness or a.contrast:
+            x.mul_(self._gain[ids]).add_(self._offset[ids])
+        x.sub_(self._mean).div_(self._std)
+        if a.padding_mode == "zero" and a.crop_padding:
+            x.mul_(self._row_in_image[self._top[ids]][:, :, None])
+            x.mul_(self._column_in_image[self._left[ids]][:, None, :])
+        if a.cutout:
+            # Clamped, the part of a square beyond the edge falls on the edge, which it covers anyway.
+            rows = (self._cut_row[ids] + self._square).clamp_(0, self.height - 1)  # (B, side)
+            columns = (self._cut_column[ids] + self._square).clamp_(0, self.width - 1)
+            first = torch.arange(len(ids), device=self.device)[:, None, None] * (self.height * self.width)
+            pixels = first + rows[:, :, None] * self.width + columns[:, None, :]  # (B, side, side)
+            x.view(-1, self.n_channels).index_fill_(0, pixels.flatten(), 0.0)
+        return x.view(len(ids), self.height, self.width, self.n_channels).permute(0, 3, 1, 2)
+
+    def _uniform(self, epoch: int) -> np.ndarray:
+        """(7, N) in [0, 1): a column an example, the same however many examples follow it."""
+        return np.random.default_rng([self.seed, epoch, RANDOM_STREAM]).random((self.n_images, 7)).T
+
+    def _to_device(self, choices: np.ndarray) -> Tensor:
+        return torch.from_numpy(choices).to(self.device)
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(pixels - mean) / std per channel, bit for bit what `Augmenter.batch` gives without augmentation.
+
+    `images` (B, C, H, W) uint8; `mean` and `std` (C,) in pixel units, 0 to 255. Returns (B, C, H, W) float32 in
+    channels_last memory format.
+    """
+    n, channels, height, width = images.shape
+    mean, std = _along_rows(mean, std, width, images.device)
+    rows = images.permute(0, 2, 3, 1).reshape(n, height, width * channels)
+    return rows.float().sub_(mean).div_(std).view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def channel_statistics(images: Tensor) -> dict[str, Tensor]:
+    """Exact statistics of `images` (N, C, H, W) uint8, on the CPU.
+
+    `count` () int64 is N, `shape` (3,) int64 is C, H, W; `min`, `max`, `mean`, `std` and `variance` (C,) float64
+    are over the pixels of each channel, these in 0 to 1. The variance is that of the population.
+    """
+    channels = images.shape[1]
+    histogram = torch.zeros(channels, 256, dtype=torch.int64)
+    for chunk in images.split(CHUNK):
+        for channel in range(channels):
+            histogram[channel] += torch.bincount(chunk[:, channel].flatten(), minlength=256).cpu()
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    weights = histogram / histogram.sum(1, keepdim=True, dtype=torch.float64)
+    mean = weights @ levels
+    variance = (weights * (levels - mean[:, None]).square()).sum(1)
+    occurs = histogram > 0
+    return {
+        "count": torch.tensor(len(images)),
+        "shape": torch.tensor(images.shape[1:]),
+        "min": torch.stack([levels[row].min() for row in occurs]),
+        "max": torch.stack([levels[row].max() for row in occurs]),
+        "mean": mean,
+        "std": variance.sqrt(),
+        "variance": variance,
+    }
+
+
+def _along_rows(mean: Tensor, std: Tensor, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Repeated to (W * C,): an operation whose inner dimension were the C channels would not vectorise."""
+    mean, std = (t.to(device, torch.float32).repeat(width) for t in (mean, std))
+    return mean, std
+
+
+def _reflected(size: int, padding: int, device: torch.device) -> Tensor:
+    """The row (or column) of the image that each of its size + 2 padding padded ones shows."""
+    last = size - 1
+    return last - (last - torch.arange(-padding, size + padding, device=device).abs()).abs()
+
+
+def _in_image(size: int, padding: int, channels: int, device: torch.device) -> Tensor:
+    """(2 padding + 1, size * channels): for each shift of a crop, 1 where it shows the image, 0 its border."""
+    position = torch.arange(2 * padding + 1)[:, None] + torch.arange(size)
+    inside = (position >= padding) & (position < padding + size)
+    return inside.float().repeat_interleave(channels, dim=1).to(device)

@@ -1,0 +1,336 @@
+"""The whole script, end to end, on drawn shapes: what a user relies on."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
+
+import train_cifar
+from data.drawn_shapes import drawn_shapes
+from train_cifar import RECIPES, build_model, build_optimizer, evaluate, plan_epoch
+from training.cli import run_script
+from training.figures import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ("--model", "ultimus", "--optimizer", "adamw", "--lr", "0.01", "--weight_decay", "0", "--batch_size", "100",
+        "--max_train_steps", "12", "--log_every", "4", "--tracker", "none")  # fmt: skip
+WITH_NORMS = ("--model", "speednet", "--batch_size", "16", "--head_lr_factor", "1", "--label_smoothing", "0.2")
+
+
+@pytest.fixture
+def train(fresh_accelerate, monkeypatch):
+    """Run the script in this process: train(output_dir, *flags) -> exit code."""
+
+    def run(output_dir, *flags) -> int:
+        fresh_accelerate()
+        flags = ["demo", *TINY, "--output_dir", str(output_dir), *map(str, flags)]
+        monkeypatch.setattr(sys, "argv", ["train_cifar.py", *flags])
+        try:
+            run_script(train_cifar.main, RECIPES, "", user_errors=(train_cifar.DataError,))
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_shapes():
+    """A quarter of the demo's pictures, drawn once."""
+    drawn = drawn_shapes(n_train=1000, n_test=205)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_cifar, "drawn_shapes", lambda: drawn)
+        yield
+
+
+def launch(output_dir, *flags, config: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+               f"accelerate_configs/{config}.yaml", "train_cifar.py", "demo", *TINY,
+               "--output_dir", str(output_dir), *map(str, flags)]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def summary(output_dir) -> dict:
+    return json.loads((output_dir / "summary.json").read_text())
+
+
+def final_weights(output_dir) -> dict[str, torch.Tensor]:
+    last = max((output_dir / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    return load_file(last / "model.safetensors")
+
+
+def curve(output_dir) -> list[dict]:
+    """The metrics, without what depends on the clock."""
+    return [
+        {k: v for k, v in line.items() if k not in ("time", "train/images_per_second")}
+        for line in read_metrics(output_dir / "metrics.jsonl")
+    ]
+
+
+# --- one run
+
+
+def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(run) == 0
+    found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "checkpoint-" not in str(p)}
+    figures = ("accuracy", "augmentations", "class_accuracy", "confusion_matrix", "data_statistics", "loss", "lr",
+               "misclassified", "model_summary", "samples", "throughput")  # fmt: skip
+    assert found == {"config.json", "metrics.jsonl", "summary.json", *(f"figures/{name}.png" for name in figures)}
+    values = summary(run)
+    assert 0 <= values["test/accuracy"] <= 1 and math.isfinite(values["test/loss"])
+    assert 0 <= values["test/accuracy_views"] <= 1 and values["views"] == "mirror"
+    assert values["test/n_images"] == 205 and values["n_parameters"] == 25_882
+    names = set().union(*curve(run))
+    assert {"train/loss", "train/accuracy", "lr", "train/gradient_norm", "test/accuracy", "test/loss"} <= names
+    assert f"test accuracy {values['test/accuracy']:.2%} on 205 images" in capsys.readouterr().out
+
+
+def test_eval_only_gives_the_same_score_and_trains_nothing(train, tmp_path):
+    assert train(tmp_path / "run") == 0
+    assert train(tmp_path / "evaluated", "--eval_only", "--resume", tmp_path / "run") == 0
+    for name in ("test/accuracy", "test/loss", "test/accuracy_views"):
+        assert summary(tmp_path / "evaluated")[name] == pytest.approx(summary(tmp_path / "run")[name], rel=1e-6)
+    assert not (tmp_path / "evaluated" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_as_the_readme_launches_it_learns_the_shapes(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml",
+               "train_cifar.py", "demo", "--output_dir", str(tmp_path / "run")]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path / "run")["test/accuracy"] >= 0.95
+    pictures = {p.name.split("_")[0] for p in (tmp_path / "run").rglob("media/images/figures/*.png")}
+    assert {"confusion", "misclassified", "samples", "augmentations", "data", "model"} - pictures <= {
+        "misclassified"
+    }
+
+
+# --- resuming
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--ema_decay", "0.9", "--crop_padding", "4", "--flip", "random", "--cutout", "8", "--contrast", "0.2"),
+        (*WITH_NORMS, "--optimizer", "muon", "--lr", "0.2", "--gradient_accumulation_steps", "2"),
+        (*WITH_NORMS, "--optimizer", "sgd", "--lr", "0.1"),
+    ],
+)
+def test_killed_anywhere_and_resumed_equals_uninterrupted_bit_for_bit(train, tmp_path, monkeypatch, flags):
+    flags = (*flags, "--checkpointing_steps", "4", "--max_train_steps", "13")
+    assert train(tmp_path / "whole", *flags) == 0
+    genuine = train_cifar.train_update
+    calls = 0
+
+    def killed_at_7_and_11(*args):
+        nonlocal calls
+        calls += 1
+        if calls in (7, 14):  # after 6 updates, and (resumed at 4) after 10
+            raise Killed
+        return genuine(*args)
+
+    monkeypatch.setattr(train_cifar, "train_update", killed_at_7_and_11)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", *flags, "--resume", "latest")
+    assert train(tmp_path / "killed", *flags, "--resume", "latest") == 0
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    for name, tensor in final_weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, final_weights(tmp_path / "killed")[name]), name
+
+
+def test_a_resume_on_other_data_is_refused(train, tmp_path, capsys):
+    assert train(tmp_path / "run", "--max_train_steps", "2") == 0
+    shapes = tmp_path / "shapes"
+    write_folder(shapes)
+    capsys.readouterr()
+    assert train(tmp_path / "run", "--data_dir", shapes, "--resume", "latest") == 2
+    assert "data.json" in capsys.readouterr().err
+
+
+# --- equal updates
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path):
+    """With batch norm over both processes; augmentation and order are the same for any number of them."""
+    flags = (*WITH_NORMS, "--optimizer", "sgd", "--lr", "0.1", "--max_train_steps", "6", "--cutout", "4",
+             "--brightness", "0.2", "--flip", "random", "--batch_size")  # fmt: skip
+    process = launch(tmp_path / "two", *flags, 16, config="cpu_2proc")
+    data = drawn_shapes()  # the launched script's, whole
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_cifar, "drawn_shapes", lambda: data)
+        assert train(tmp_path / "doubled", *flags, 32) == 0
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    expected = final_weights(tmp_path / "doubled")
+    for name, tensor in final_weights(tmp_path / "two").items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-4, msg=name)
+    two, doubled = summary(tmp_path / "two"), summary(tmp_path / "doubled")
+    assert two["num_processes"] == 2 and two["test/n_images"] == doubled["test/n_images"] == 1000
+    assert two["test/loss"] == pytest.approx(doubled["test/loss"], abs=1e-3)
+
+
+def test_accumulation_trains_as_the_doubled_batch_where_there_is_no_norm(train, tmp_path):
+    flags = ("--optimizer", "sgd", "--lr", "0.1", "--max_grad_norm", "0.5")
+    assert train(tmp_path / "accumulated", *flags, "--batch_size", "50", "--gradient_accumulation_steps", "2") == 0
+    assert train(tmp_path / "doubled", *flags) == 0
+    expected = final_weights(tmp_path / "doubled")
+    for name, tensor in final_weights(tmp_path / "accumulated").items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=0, msg=name)
+
+
+def evaluate_in_process(rank: int, n_processes: int, store: str, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n_processes),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    torch.set_num_threads(1)
+    if n_processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n_processes)
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == n_processes
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10))
+    images = torch.randint(0, 256, (10_000, 3, 4, 4), dtype=torch.uint8)
+    labels = torch.randint(0, 10, (10_000,))
+    mean, std = torch.full((3,), 127.5), torch.full((3,), 73.6)
+    metrics, probabilities = evaluate(accelerator, model, images, labels, mean, std, batch_size=512)
+    torch.save((metrics, probabilities), folder / f"{n_processes}-{rank}.pt")
+    if n_processes > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_each_of_10000_images_counts_once_on_one_two_and_three_processes(tmp_path):
+    for n in (1, 2, 3):
+        mp.spawn(evaluate_in_process, (n, str(tmp_path / f"store{n}"), tmp_path), nprocs=n)
+    alone, probabilities = torch.load(tmp_path / "1-0.pt")
+    assert alone["n_images"] == 10_000
+    for n, rank in ((2, 0), (2, 1), (3, 0), (3, 1), (3, 2)):
+        metrics, others = torch.load(tmp_path / f"{n}-{rank}.pt")
+        assert metrics["n_images"] == 10_000 and metrics["accuracy"] == alone["accuracy"]
+        torch.testing.assert_close(others, probabilities)
+
+
+def test_an_epoch_shows_each_image_once_in_batches_of_like_size():
+    for n, size in ((1000, 100), (1003, 100), (7, 3), (5, 100)):
+        updates = plan_epoch(n, size, seed=3, epoch=2, device=torch.device("cpu"))
+        sizes = [len(ids) for ids in updates]
+        assert sorted(torch.cat(updates).tolist()) == list(range(n))
+        assert max(sizes) <= size and max(sizes) - min(sizes) <= 1
+    first, again = (torch.cat(plan_epoch(50, 10, 3, e, torch.device("cpu"))) for e in (0, 0))
+    other_epoch = torch.cat(plan_epoch(50, 10, 3, 1, torch.device("cpu")))
+    other_seed = torch.cat(plan_epoch(50, 10, 4, 0, torch.device("cpu")))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other_epoch) and not torch.equal(first, other_seed)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_an_optimizer_has_every_trained_parameter_once(recipe, optimizer):
+    config = train_cifar.replace(RECIPES[recipe][1], optimizer=optimizer)
+    model = build_model(config, 10)
+    held = [id(p) for group in build_optimizer(model, config, fp16=False).param_groups for p in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+# --- options
+
+
+def test_find_lr_suggests_plots_and_starts_no_run(train, tmp_path, capsys):
+    assert train(tmp_path / "run", "--find_lr") == 0
+    shown = capsys.readouterr().out
+    assert "valley" in shown and "steepest" in shown
+    assert [str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*.*")] == [
+        "figures/lr_range_test.png"
+    ]
+
+
+@pytest.mark.slow
+def test_compile_changes_neither_weights_nor_random_numbers(train, tmp_path):
+    flags = ("--max_train_steps", "3", "--crop_padding", "2")
+    assert train(tmp_path / "eager", *flags) == 0
+    assert train(tmp_path / "compiled", *flags, "--compile", "--profile") == 0
+    expected = final_weights(tmp_path / "eager")
+    for name, tensor in final_weights(tmp_path / "compiled").items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-4, msg=name)
+    assert summary(tmp_path / "compiled")["compile_seconds"] > 0
+    assert "compile_seconds" not in summary(tmp_path / "eager")
+
+
+def test_bf16_trains_close_to_fp32(train, tmp_path, monkeypatch):
+    assert train(tmp_path / "fp32") == 0
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert train(tmp_path / "bf16") == 0
+    assert summary(tmp_path / "bf16")["mixed_precision"] == "bf16"
+    assert summary(tmp_path / "bf16")["test/loss"] == pytest.approx(
+        summary(tmp_path / "fp32")["test/loss"], abs=0.1
+    )
+    assert summary(tmp_path / "bf16")["test/loss"] != summary(tmp_path / "fp32")["test/loss"]
+
+
+def test_a_run_that_diverges_says_so_and_exits_1(train, tmp_path, capsys):
+    code = train(tmp_path / "run", "--optimizer", "sgd", "--lr", "1e8", "--max_train_steps", "8")
+    assert code == 1
+    assert "not finite" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+# --- own data, and bad data
+
+
+def write_folder(root: Path, n: int = 12, size: tuple[int, int] = (40, 32)) -> None:
+    """Pictures of two classes, light and dark, as PNG files in a folder a class."""
+    for split in ("train", "test"):
+        for name, level in (("dark", 40), ("light", 210)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", size, (level + i, level, level - i)).save(folder / f"{i:02}.png")
+
+
+def test_own_folders_of_any_size_and_number_of_classes(train, tmp_path):
+    write_folder(tmp_path / "pictures")
+    flags = ("--data_dir", tmp_path / "pictures", "--batch_size", "8", "--max_train_steps", "40")
+    assert train(tmp_path / "run", *flags) == 0
+    assert summary(tmp_path / "run")["test/n_images"] == 24
+    assert summary(tmp_path / "run")["test/accuracy"] == 1.0
+
+
+def test_bad_data_and_flags_are_one_line_and_exit_code_2(train, tmp_path, capsys):
+    write_folder(tmp_path / "pictures")
+    broken = tmp_path / "pictures" / "train" / "dark" / "05.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    (tmp_path / "empty").mkdir()
+    for flags, named in (
+        (("--data_dir", tmp_path / "pictures"), "05.png"),
+        (("--data_dir", tmp_path / "empty"), str(tmp_path / "empty")),
+        (("--data_dir", tmp_path / "nowhere"), "nowhere"),
+        (("--crop_padding", "-1"), "--crop_padding"),
+        (("--cutout", "33"), "--cutout"),
+    ):
+        assert train(tmp_path / "run", *flags) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
+        assert len(lines) == 1 and lines[0].startswith("error:") and named in lines[0]
+        assert not (tmp_path / "run").exists()

@@ -1,0 +1,98 @@
+"""Label image files with a finished run: `python -m tools.classify RUN FILES ..`.
+
+All that it needs is in the run's folder: the checkpoint brings weights, config, class names and statistics along.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from tyro.conf import Positional
+
+from data.augmentation import normalise
+from data.errors import DataError
+from data.labelled_images import decode_image
+from models.views import Views, logits_over_views
+from train_cifar import Config, build_model
+from training.checkpoints import find_checkpoint, load_weights, read_state
+from training.errors import UsageError
+
+
+class Classifier:
+    """A trained net with its class names: `Classifier(run)(paths)` yields (class name, probability) lists.
+
+    `run` is a run folder (its newest checkpoint is taken) or one checkpoint. Raises UsageError if there is none.
+    """
+
+    def __init__(self, run: str | Path, device: torch.device | None = None):
+        checkpoint = find_checkpoint(str(run), Path(run), prefer_best=True)
+        if not (checkpoint / "data.json").exists():
+            raise UsageError(f"{checkpoint} is not of train_cifar.py: name the folder of one of its runs")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        saved = read_state(checkpoint)["config"]
+        self.config = Config(**{f.name: saved[f.name] for f in fields(Config) if f.name in saved})
+        described = json.loads((checkpoint / "data.json").read_text(encoding="utf-8"))
+        self.class_names, self.image_size = described["class_names"], described["image_size"]
+        self.mean, self.std = (torch.tensor(described[name], device=self.device) for name in ("mean", "std"))
+        self.model = build_model(self.config, len(self.class_names))
+        load_weights(self.model, checkpoint)
+        self.model.to(self.device, memory_format=torch.channels_last).eval()
+
+    @torch.no_grad()
+    def probabilities(self, images: torch.Tensor, views: Views = "one") -> torch.Tensor:
+        """Images (B, 3, S, S) uint8 -> class probabilities (B, K) in fp32, on the CPU."""
+        inputs = normalise(images.to(self.device), self.mean, self.std)
+        return logits_over_views(self.model, inputs, views).softmax(1).cpu()
+
+    def __call__(
+        self, paths: Sequence[str | Path], *, views: Views = "one", top_k: int = 1, batch_size: int = 500
+    ) -> Iterator[list[tuple[str, float]]]:
+        """For each file, in order, the `top_k` likeliest classes and their probabilities.
+
+        A picture of another size is resized and cropped as in training. Raises DataError, naming the file, for
+        one that cannot be read.
+        """
+        for i in range(0, len(paths), batch_size):
+            images = [self._read(Path(path)) for path in paths[i : i + batch_size]]
+            top = self.probabilities(torch.stack(images), views).topk(min(top_k, len(self.class_names)))
+            for shares, classes in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+                yield [(self.class_names[k], share) for k, share in zip(classes, shares, strict=True)]
+
+    def _read(self, path: Path) -> torch.Tensor:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}; name image files") from error
+        return torch.from_numpy(decode_image(content, str(path), self.image_size, 3))
+
+
+def main(
+    run: Positional[str],
+    files: Positional[tuple[str, ...]],
+    views: Annotated[Views, tyro.conf.arg(help="views of an image that are averaged")] = "mirror",
+    top_k: Annotated[int, tyro.conf.arg(help="classes shown of each image")] = 1,
+    batch_size: Annotated[int, tyro.conf.arg(help="images classified at a time")] = 500,
+) -> None:
+    """Print a line a file: its name, then its likeliest classes and their probabilities, between tabs.
+
+    Args:
+        run: run folder or one checkpoint
+        files: image files
+    """
+    try:
+        classifier = Classifier(run)
+        labels = classifier(files, views=views, top_k=top_k, batch_size=batch_size)
+        for file, classes in zip(files, labels, strict=True):
+            print("\t".join([file, *(f"{name}\t{share:.4f}" for name, share in classes)]))
+    except (UsageError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, use_underscores=True)
