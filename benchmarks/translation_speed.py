@@ -3,12 +3,10 @@
     python -m benchmarks.translation_speed --train_files corpus.en.gz corpus.it.gz
 
 Padded batches in fp32 come first, then bucketed ones, then mixed precision, then torch.compile. Each variant
-trains in a process of its own, with the script's own update; they take turns, so that a slow moment of the
-machine hits all alike, and the ratios of a round are compared, not times from different moments.
+trains with the script's own update, taking turns with the others (benchmarks/turns.py).
 """
 
 import json
-import multiprocessing
 import os
 import statistics
 import time
@@ -17,6 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import tyro
+
+from benchmarks.turns import ratio_text, serve_turns, take_turns
 
 VARIANTS = {
     "padded, fp32": {"batching": "padded", "precision": "no", "compile": False},
@@ -80,7 +80,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
 
     stream = updates()
 
-    def train_for(seconds: float) -> tuple[float, int]:
+    def train_for(seconds: float) -> float:
         synchronize = torch.cuda.synchronize if accelerator.device.type == "cuda" else lambda: None
         synchronize()
         started, tokens, done = time.perf_counter(), 0, 0
@@ -91,50 +91,32 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
             if done % 20 == 0:
                 synchronize()
         synchronize()
-        return tokens / (time.perf_counter() - started), done
+        return tokens / (time.perf_counter() - started)
 
     started = time.perf_counter()
     model.train()
     train_for(min(config.seconds, 5.0))  # warm-up: compilation, allocator, caches
-    connection.send({
+    ready = {
         "warm_up_seconds": time.perf_counter() - started,
         "padding": planner.padding_share(planner.plan_epoch(0)),
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "device": str(accelerator.device),
-    })  # fmt: skip
-    while connection.recv():
-        connection.send(train_for(config.seconds)[0])
+    }
+    serve_turns(connection, ready, train_for)
 
 
 def main(config: Config) -> None:
-    context = multiprocessing.get_context("spawn")
     variants = {n: v for n, v in VARIANTS.items() if not (config.skip_compile and v["compile"])}
-    workers, ready = {}, {}
-    for name, variant in variants.items():
-        ours, theirs = context.Pipe()
-        process = context.Process(target=train_in_turns, args=(theirs, config, variant), daemon=True)
-        process.start()
-        theirs.close()
-        workers[name], ready[name] = ours, ours.recv()  # one after the other: warm-ups must not compete
+    speeds, ready = take_turns(train_in_turns, config, variants, config.rounds, config.seconds)
     first = next(iter(ready.values()))
     print(f"{first['n_parameters']:,} parameters, {config.max_tokens} tokens an update, {first['device']}, "
           f"{config.rounds} rounds of {config.seconds:g} s")  # fmt: skip
 
-    speeds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(config.rounds):
-        for name, connection in workers.items():
-            connection.send(True)
-            speeds[name].append(connection.recv())
-    for connection in workers.values():
-        connection.send(False)
-
-    base = speeds[next(iter(variants))]
     print(f"{'':20} {'padding':>8} {'target tokens/s':>16} {'times the first':>18} {'warm-up':>9}")
     for name, values in speeds.items():
-        ratios = [v / b for v, b in zip(values, base, strict=True)]
+        times_the_first = ratio_text(speeds, name, to=next(iter(speeds)))
         print(f"{name:20} {ready[name]['padding']:8.1%} {statistics.median(values):16,.0f} "
-              f"{statistics.median(ratios):7.2f} ({min(ratios):.2f}-{max(ratios):.2f}) "
-              f"{ready[name]['warm_up_seconds']:7.0f} s")  # fmt: skip
+              f"{times_the_first} {ready[name]['warm_up_seconds']:7.0f} s")  # fmt: skip
     if config.output:
         Path(config.output).write_text(json.dumps({"tokens_per_second": speeds, "ready": ready}, indent=1) + "\n")
 

@@ -4,11 +4,8 @@ import codecs
 import functools
 import gzip
 import json
-import ssl
 import sys
 import unicodedata
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +13,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 from data.errors import DataError
+from data.hub import load_from_hub
 
 _FREE_CHARACTERS = 20  # a sentence may be this much longer than its translation, whatever the ratio
-_PROBE_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -334,25 +331,12 @@ def _read_aligned_files(data_dir: Path, languages: tuple[str, str]) -> ParallelT
 
 
 def _download(dataset: str, config: str, languages: tuple[str, str], revision: str | None) -> ParallelText:
-    import datasets
-    from huggingface_hub import constants
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    was_offline = constants.HF_HUB_OFFLINE
-    # Without a network the hub's client retries for half a minute; told so, it turns to its cache at once.
-    constants.HF_HUB_OFFLINE = was_offline or not _answers(constants.ENDPOINT)
-    try:
-        splits = datasets.load_dataset(dataset, config, revision=revision)
-    except Exception as error:
-        network_errors = (ConnectionError, TimeoutError, ssl.SSLError, LocalEntryNotFoundError)
-        if not any(isinstance(link, network_errors) for link in _chain(error)):
-            raise
-        raise DataError(
-            f"cannot fetch {dataset} ({config}) from the Hugging Face hub: connect to the network, "
-            "or give --data_dir with its parquet files, or --train_files SRC TGT with text of your own"
-        ) from error
-    finally:
-        constants.HF_HUB_OFFLINE = was_offline
+    splits = load_from_hub(
+        dataset,
+        config,
+        revision=revision,
+        ways_out="or give --data_dir with its parquet files, or --train_files SRC TGT with text of your own",
+    )
     sources: list[str] = []
     targets: list[str] = []
     for name in sorted(splits):
@@ -362,22 +346,3 @@ def _download(dataset: str, config: str, languages: tuple[str, str], revision: s
         sources += _column(table.column("translation"), languages[0])
         targets += _column(table.column("translation"), languages[1])
     return ParallelText(sources, targets)
-
-
-def _answers(url: str) -> bool:
-    """Whether a server answers at `url` in a few seconds, if only with an error. Honours proxy variables."""
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PROBE_SECONDS):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # Python's certificates may be older than the client's
-    except OSError:  # timed out while reading, or cut off
-        return False
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -1,7 +1,6 @@
 import gzip
 import json
 import random
-import time
 
 import datasets
 import pyarrow
@@ -221,23 +220,19 @@ def test_data_dir_that_cannot_be_used(tmp_path):
         load_hub_pairs("x/y", "en-it", ("en", "it"), data_dir=tmp_path)
 
 
-def test_without_network_the_error_is_quick_and_names_the_ways_out(monkeypatch):
+def test_without_network_the_error_names_the_ways_out(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    start = time.perf_counter()
     with pytest.raises(DataError) as error:
         load_hub_pairs("nobody/no-such-data-set", "en-it", ("en", "it"))
-    assert time.perf_counter() - start < 10
-    for part in ("nobody/no-such-data-set", "network", "--data_dir", "--train_files"):
+    for part in ("nobody/no-such-data-set (en-it)", "network", "--data_dir", "--train_files"):
         assert part in str(error.value)
-    assert not parallel_text._answers("http://127.0.0.1:9")
 
 
 def test_hub_data_set_is_read_in_the_order_of_its_splits(monkeypatch):
-    monkeypatch.setattr(parallel_text, "_answers", lambda url: True)
     calls = []
 
-    def load_dataset(*arguments, **options):
-        calls.append((arguments, options))
+    def load(dataset, config, *, revision, ways_out):
+        calls.append((dataset, config, revision))
         return datasets.DatasetDict(
             {
                 "validation": datasets.Dataset.from_dict({"translation": [{"en": "two", "it": "due"}]}),
@@ -245,20 +240,9 @@ def test_hub_data_set_is_read_in_the_order_of_its_splits(monkeypatch):
             }
         )
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(parallel_text, "load_from_hub", load)
     text = load_hub_pairs("x/y", "en-it", ("it", "en"), revision="refs/convert/parquet")
     assert list(text.pairs()) == [("uno", "one"), ("due", "two")]
-    assert calls == [(("x/y", "en-it"), {"revision": "refs/convert/parquet"})]
+    assert calls == [("x/y", "en-it", "refs/convert/parquet")]
     with pytest.raises(DataError, match="en and fr"):
         load_hub_pairs("x/y", "en-it", ("en", "fr"))
-
-
-def test_errors_other_than_the_network_pass_through(monkeypatch):
-    def load_dataset(*arguments, **options):
-        raise ValueError("BuilderConfig 'en-xx' not found")
-
-    monkeypatch.setattr(parallel_text, "_answers", lambda url: True)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(ValueError, match="BuilderConfig") as error:
-        load_hub_pairs("x/y", "en-xx", ("en", "xx"))
-    assert not isinstance(error.value, DataError)

@@ -1,0 +1,56 @@
+"""Variants of a training loop that take turns, each in a process of its own, and the ratios of their speeds.
+
+A slow moment of the machine then hits all alike, and the ratios of a round are compared, not times from
+different moments.
+"""
+
+import multiprocessing
+import statistics
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+Speeds = dict[str, list[float]]  # of each variant, a round's examples per second
+
+
+def serve_turns(connection: Connection, ready: dict[str, Any], train_for: Callable[[float], float]) -> None:
+    """A worker's part: report `ready`, then answer each number of seconds with `train_for(seconds)`, its speed."""
+    connection.send(ready)
+    while seconds := connection.recv():
+        connection.send(train_for(seconds))
+
+
+def take_turns(
+    worker: Callable, config: Any, variants: dict[str, Any], rounds: int, seconds: float
+) -> tuple[Speeds, dict[str, dict]]:
+    """Start `worker(connection, config, variant)` for each variant and let them train in turns.
+
+    Returns the speeds, and what each worker reported when it was ready. A worker ends in `serve_turns`.
+    """
+    context = multiprocessing.get_context("spawn")
+    connections, ready = {}, {}
+    for name, variant in variants.items():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=worker, args=(theirs, config, variant), daemon=True)
+        process.start()
+        theirs.close()
+        connections[name], ready[name] = ours, ours.recv()  # one after the other: warm-ups must not compete
+    speeds: Speeds = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, connection in connections.items():
+            connection.send(seconds)
+            speeds[name].append(connection.recv())
+    for connection in connections.values():
+        connection.send(0.0)
+    return speeds, ready
+
+
+def ratios(speeds: Speeds, name: str, to: str) -> list[float]:
+    """The speed of variant `name` as a multiple of that of variant `to`, round by round."""
+    return [a / b for a, b in zip(speeds[name], speeds[to], strict=True)]
+
+
+def ratio_text(speeds: Speeds, name: str, to: str) -> str:
+    """The median ratio, and the least and the greatest."""
+    values = ratios(speeds, name, to)
+    return f"{statistics.median(values):7.2f} ({min(values):.2f}-{max(values):.2f})"
