@@ -68,7 +68,7 @@ class Classifier:
             content = path.read_bytes()
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}; name image files") from error
-        return torch.from_numpy(decode_image(content, str(path), self.image_size, 3))
+        return torch.tensor(decode_image(content, str(path), self.image_size, 3))
 
 
 def main(

@@ -1,15 +1,18 @@
-"""Keep a finished run as a record in results/, and make README's table from the records.
+"""Keep finished runs as a record in results/, and make README's table from the records.
 
-    python -m tools.record runs/translation/demo translation-demo --note "what was measured"
+    python -m tools.record translation-demo runs/translation/demo --note "what was measured"
+    python -m tools.record cifar-ultimus runs/ultimus-seed0 runs/ultimus-seed1 runs/ultimus-seed2 --note ".."
     python -m tools.record --readme
 
 A record is `results/NAME.json` (command, commit, hardware, settings, numbers) beside `NAME.metrics.jsonl`, the
-curve that its figures are drawn from, and `NAME.log`, what the run printed, where a log is given.
+curve that its figures are drawn from, and `NAME.log`, what the run printed, where a log is given. Of several
+runs that differ in their seed only, the numbers are means, and the standard deviations stand beside them.
 """
 
 import json
 import platform
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -20,6 +23,12 @@ from training.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "results", ROOT / "README.md"
+SHOWN = {  # in README's table: name, factor, unit, digits
+    "test/bleu": ("BLEU", 1, "", 1),
+    "test/chrf": ("chrF", 1, "", 1),
+    "test/accuracy": ("accuracy", 100, " %", 2),
+    "test/accuracy_views": ("over test-time views", 100, " %", 2),
+}
 BEGIN, END = "<!-- results: made by `python -m tools.record --readme` -->", "<!-- end of results -->"
 
 
@@ -41,31 +50,67 @@ def log_lines(log: str) -> list[str]:
     return [line for line in lines if line and not re.match(r"\s*\d+%\|", line)]
 
 
-def write_record(run: Path, name: str, note: str, log: str, launch: str) -> Path:
-    """Write results/NAME.json, .metrics.jsonl and .log from a finished run's folder. Returns the first."""
-    if not (run / "summary.json").exists():
-        raise UsageError(f"{run} has no summary.json: let the run end first, or name another folder")
-    summary = json.loads((run / "summary.json").read_text())
-    config = json.loads((run / "config.json").read_text())
-    device = summary["device"]
+def write_record(runs: list[Path], name: str, note: str, logs: list[str], launch: str) -> Path:
+    """Write results/NAME.json, .metrics.jsonl and .log from the folders of finished runs. Returns the first.
+
+    Raises UsageError where a run has not ended, or where several differ in more than their seed.
+    """
+    summaries, configs = [], []
+    for run in runs:
+        if not (run / "summary.json").exists():
+            raise UsageError(f"{run} has no summary.json: let the run end first, or name another folder")
+        summaries.append(json.loads((run / "summary.json").read_text()))
+        configs.append(json.loads((run / "config.json").read_text()))
+    differing = {key for config in configs for key in config if config[key] != configs[0][key]}
+    if differing - {"seed", "output_dir", "resume", "tracker"}:
+        raise UsageError(f"the runs differ in {', '.join(sorted(differing))}: a record is of one setting")
+    first = summaries[0]
+    numbers = first if len(runs) == 1 else {key: _mean([s[key] for s in summaries]) for key in first}
     record = {
         "name": name,
         "note": note,
-        "command": f"{launch} {summary.pop('command')}".strip(),
-        "commit": summary.pop("git_commit"),
-        "hardware": cpu_name() if device.startswith("CPU") else device,
-        "seed": config["seed"],
-        "recipe": config["recipe"],
-        "numbers": summary,
+        "command": f"{launch} {first['command']}".strip(),
+        "commit": first["git_commit"],
+        "hardware": cpu_name() if first["device"].startswith("CPU") else first["device"],
+        "seed": configs[0]["seed"],
+        "recipe": configs[0]["recipe"],
+        "numbers": {key: value for key, value in numbers.items() if key not in ("command", "git_commit")},
     }
+    if len(runs) > 1:
+        tests = [key for key in first if key.startswith("test/") and isinstance(first[key], float)]
+        record["seeds"] = [config["seed"] for config in configs]
+        record["std"] = {key: statistics.stdev(s[key] for s in summaries) for key in tests}
+        record["runs"] = [
+            {key: s[key] for key in (*tests, "train_seconds", "git_commit", "command")} for s in summaries
+        ]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (RESULTS / f"{name}.metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
-    if log:
-        lines = log_lines(Path(log).read_text(encoding="utf-8", errors="replace"))
-        (RESULTS / f"{name}.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = []
+    for run, config in zip(runs, configs, strict=True):
+        for line in (run / "metrics.jsonl").read_text().splitlines():
+            lines.append(line if len(runs) == 1 else json.dumps({"seed": config["seed"], **json.loads(line)}))
+    (RESULTS / f"{name}.metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    if logs:
+        printed = [line for log in logs for line in log_lines(Path(log).read_text("utf-8", errors="replace"))]
+        (RESULTS / f"{name}.log").write_text("\n".join(printed) + "\n", encoding="utf-8")
     return path
+
+
+def _mean(values: list):
+    """The mean of numbers; of anything else the first."""
+    numeric = all(isinstance(value, int | float) for value in values)
+    return statistics.mean(values) if numeric and len(set(values)) > 1 else values[0]
+
+
+def _shown(key: str, record: dict) -> str:
+    """A number of the record as the table shows it, with its standard deviation over the seeds."""
+    label, scale, unit, digits = SHOWN[key]
+    text = f"{label} {scale * record['numbers'][key]:.{digits}f}"
+    if "std" in record:
+        text += f" ± {scale * record['std'][key]:.{max(digits, 2)}f}"
+    text += unit
+    return f"{text} (n = {len(record['seeds'])})" if "seeds" in record else text
 
 
 def results_table() -> str:
@@ -77,8 +122,7 @@ def results_table() -> str:
             continue
         n = record["numbers"]
         script = re.search(r"train_\w+\.py", record["command"])[0]
-        shown = {"test/bleu": "BLEU {:.1f}", "test/chrf": "chrF {:.1f}", "test/accuracy": "accuracy {:.2%}"}
-        test = ", ".join(text.format(n[key]) for key, text in shown.items() if key in n)
+        test = ", ".join(_shown(key, record) for key in SHOWN if key in n)
         rows.append(
             f"| [{record['note']}](results/{path.name}) | `{script} {record['recipe']}` | {test} | "
             f"{n['train_seconds'] / 60:.1f} min | {record['hardware']} | {n['mixed_precision']} | "
@@ -96,28 +140,29 @@ def readme_with_table(readme: str) -> str:
 
 
 def main(
-    run: Positional[str] = "",
     name: Positional[str] = "",
+    runs: Positional[tuple[str, ...]] = (),
     note: str = "",
-    log: str = "",
+    log: tuple[str, ...] = (),
     launch: str = "accelerate launch --config_file accelerate_configs/cpu.yaml",
     readme: bool = False,
 ) -> None:
-    """Write a record of a run, or README's table.
+    """Write a record of runs, and README's table.
 
     Args:
-        run: folder of a finished run
         name: name of the record
+        runs: folders of finished runs, several where they differ in their seed only
         note: what was measured, for the table
-        log: file with what the run printed
+        log: files with what the runs printed
         launch: what stood before the script's name on the command line
         readme: only make README's table anew
     """
     try:
-        if run:
-            print(write_record(Path(run), name or Path(run).name, note, log, launch))
-        if readme or run:
-            README.write_text(readme_with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+        if runs:
+            print(write_record([Path(run) for run in runs], name, note, list(log), launch))
+        elif not readme:
+            raise UsageError("name the record and the folder of a run, or give --readme")
+        README.write_text(readme_with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -30,7 +30,8 @@ def test_without_network_the_error_is_quick_and_names_the_ways_out(monkeypatch):
         load_from_hub("nobody/no-such-data-set", ways_out=WAYS_OUT)
     assert time.perf_counter() - start < 10
     assert str(error.value) == (
-        "cannot fetch nobody/no-such-data-set from the Hugging Face hub: check the name, connect to the network, or give --data_dir"
+        "cannot fetch nobody/no-such-data-set from the Hugging Face hub: "
+        "check the name, connect to the network, or give --data_dir"
     )
     assert not hub._answers("http://127.0.0.1:9")
     assert constants.HF_HUB_OFFLINE is False

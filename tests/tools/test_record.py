@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -23,7 +24,7 @@ def run(tmp_path, monkeypatch):
 def test_a_record_says_how_and_on_what_and_the_table_shows_it(run, tmp_path):
     log = tmp_path / "log"
     log.write_text("begins\n 10%|█ | 1/10\r 20%|██ | 2/10\rstep 5: BLEU 3\nends\n")
-    path = record.write_record(run, "demo", "the demo", str(log), "accelerate launch")
+    path = record.write_record([run], "demo", "the demo", [str(log)], "accelerate launch")
     written = json.loads(path.read_text())
     assert written["command"] == "accelerate launch train_translation.py demo --lr 1"
     assert written["seed"] == 3 and written["numbers"]["test/bleu"] == 31.25 and "cores" in written["hardware"]
@@ -33,10 +34,34 @@ def test_a_record_says_how_and_on_what_and_the_table_shows_it(run, tmp_path):
     assert "`aaaaaaaaaa`" in row and "`train_translation.py demo`" in row
 
 
+def test_seeds_are_averaged_with_their_standard_deviation(run, tmp_path):
+    runs = []
+    for seed, accuracy in ((3, 0.94), (4, 0.95), (5, 0.93)):
+        runs.append(tmp_path / f"seed{seed}")
+        shutil.copytree(run, runs[-1])
+        (runs[-1] / "config.json").write_text(json.dumps({"seed": seed, "recipe": "demo"}))
+        summary = json.loads((run / "summary.json").read_text()) | {
+            "test/accuracy": accuracy,
+            "train_seconds": seed,
+        }
+        (runs[-1] / "summary.json").write_text(json.dumps(summary))
+    written = json.loads(record.write_record(runs, "seeds", "three", [], "").read_text())
+    assert written["numbers"]["test/accuracy"] == pytest.approx(0.94) and written["numbers"]["train_seconds"] == 4
+    assert written["std"]["test/accuracy"] == pytest.approx(0.01) and written["seeds"] == [3, 4, 5]
+    assert [r["test/accuracy"] for r in written["runs"]] == [0.94, 0.95, 0.93]
+    curves = (tmp_path / "results" / "seeds.metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in curves] == [{"seed": seed, "step": 1} for seed in (3, 4, 5)]
+    assert "accuracy 94.00 ± 1.00 % (n = 3)" in record.results_table()
+
+    (runs[1] / "config.json").write_text(json.dumps({"seed": 4, "recipe": "other"}))
+    with pytest.raises(UsageError, match="differ in recipe"):
+        record.write_record(runs, "seeds", "three", [], "")
+
+
 def test_an_unfinished_run_or_a_readme_without_markers_is_refused(run):
     (run / "summary.json").unlink()
     with pytest.raises(UsageError, match="has no summary"):
-        record.write_record(run, "demo", "", "", "")
+        record.write_record([run], "demo", "", [], "")
     with pytest.raises(UsageError, match="README"):
         record.readme_with_table("no markers")
 
