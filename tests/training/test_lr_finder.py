@@ -169,6 +169,16 @@ def test_suggestions_lie_on_the_descent():
     assert f"{result.valley:.2e}" in result.reason
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_steepest_is_the_choice_of_torch_lr_finder_on_the_same_curve(seed):
+    """Which drops the first 10 and the last 5 points and takes the rate at the argmin of np.gradient."""
+    noise = iter(np.random.default_rng(seed).normal(0, 0.05, 100).tolist())
+    result = Run().range_test(update=lambda lr: loss_curve(lr) + next(noise), n_steps=100, max_lr=0.3)
+    assert len(result.lrs) == 100
+    theirs = result.lrs[10:-5][int(np.gradient(np.array(result.smoothed[10:-5])).argmin())]
+    assert result.steepest == theirs
+
+
 def test_rates_grow_by_a_constant_factor():
     result = Run().range_test(update=lambda lr: 1.0, n_steps=21, min_lr=1e-5, max_lr=1e-1)
     assert (result.lrs[0], result.lrs[-1]) == (pytest.approx(1e-5), pytest.approx(1e-1))
