@@ -22,7 +22,7 @@ VARIANTS = [*ONE_CALL, FED, {"input_feeding": True, "attentional_layer": True, "
 
 
 def make_model(seed: int = 0, **options) -> Seq2SeqLSTM:
-    """50 words, 24 wide, without dropout; weights doubled, so that the model has clear opinions."""
+    """50 words, 24 wide, without dropout; weights doubled, so that sentences get different outputs."""
     torch.manual_seed(seed)
     model = Seq2SeqLSTM(50, 50, **{"embedding_dim": 24, "hidden_size": 24, "dropout": 0.0, **options})
     for parameter in model.parameters():
@@ -227,7 +227,8 @@ def test_sampling_is_for_training_alone():
     forced, sampled = make_model(), make_model(teacher_forcing_ratio=0.0)
     assert torch.equal(sampled.logits(source, target), forced.logits(source, target))
     difference = sampled.train().logits(source, target) - forced.logits(source, target)
-    assert difference[:, 0].abs().max() < 1e-5 and difference[:, 1:].abs().mean() > 0.05
+    by_position = difference.abs().mean((0, 2))
+    assert by_position[0] < 1e-5 and by_position[1:].min() > 1e-3
 
 
 # --- loss, gradients, sizes ---
