@@ -1,0 +1,277 @@
+"""LSTM encoder-decoder with attention (Bahdanau et al. 2015, arXiv 1409.0473; Luong et al. 2015, 1508.04025).
+
+Shapes: B sentences, S source positions, T target positions, E = embedding_dim, H = hidden_size, D the width
+of what goes into the output projection, V words. Token ids are int64. A source row is real tokens and then
+padding, and ends in EOS: a row of nothing but padding would make every attention weight NaN.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.dropout import Dropout
+from models.losses import linear_cross_entropy
+
+# Gates in torch's order: input, forget, cell, output. Far beyond where a sigmoid in any precision is 0 or 1.
+PADDING_GATES = (-1024.0, 1024.0, 0.0, -1024.0)
+
+
+def initialise_lstm(lstm: nn.LSTM) -> nn.LSTM:
+    """Xavier input weights and orthogonal recurrent ones for each gate; the forget gate begins open.
+
+    A forget bias of 1 lets gradients through from the start (Jozefowicz et al. 2015, section 2.2).
+    """
+    for name, parameter in lstm.named_parameters():
+        if name.startswith("bias"):
+            nn.init.zeros_(parameter)
+        for gate, rows in enumerate(parameter.chunk(4)):
+            if name.startswith("weight_ih"):
+                nn.init.xavier_uniform_(rows)
+            elif name.startswith("weight_hh"):
+                nn.init.orthogonal_(rows)
+            elif name.startswith("bias_ih") and gate == 1:
+                nn.init.ones_(rows)
+    return lstm
+
+
+class BidirectionalLayer(nn.Module):
+    """One LSTM layer in both directions, (B, S, I) -> (B, S, 2H), that stands still on padding.
+
+    Plain LSTMs read padding like words, and the reverse direction reads it first. Packed sequences do not,
+    but they need the lengths on the host, and on a CPU they leave oneDNN's kernel: forward and backward of two
+    layers took 1.4 to 1.8 times as long in fp32, and in bf16 1.2 to 1.9 times at H = 128, 0.9 at H = 512.
+    Here one more input, 1 at padding, shuts the input and output gates and holds the forget gate open. So
+    the cell keeps its value there, the output is 0, and no gradient arises, all exactly.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.lstm = initialise_lstm(nn.LSTM(input_size, hidden_size, batch_first=True, bidirectional=True))
+
+    def forward(self, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, S, I), padding (B, S) bool -> outputs (B, S, 2H), last hidden and cell states (B, 2H).
+
+        The last state of the forward direction is that of a row's last token, of the reverse one its first's.
+        """
+        n_rows, h = x.shape[0], self.lstm.hidden_size
+        padding_column = torch.cat([x.new_full((h, 1), gate) for gate in PADDING_GATES])
+        weights = []
+        for input_weight, *others in self.lstm.all_weights:  # forward, reverse
+            weights += [torch.cat([input_weight, padding_column], 1), *others]
+        x = torch.cat([x, padding[:, :, None].to(x.dtype)], 2)
+        start = x.new_zeros(2, n_rows, h)
+        outputs, _, cell = torch.lstm(
+            x, (start, start), weights, has_biases=True, num_layers=1, dropout=0.0, train=self.training,
+            bidirectional=True, batch_first=True,
+        )  # fmt: skip
+        last = (~padding).sum(1) - 1
+        rows = torch.arange(n_rows, device=x.device)
+        hidden = torch.cat([outputs[rows, last, :h], outputs[:, 0, h:]], 1)
+        return outputs, hidden, torch.cat([cell[0], cell[1]], 1)
+
+
+class DotProductAttention(nn.Module):
+    """Luong's global attention with the plain dot product as score (section 3.1), over real tokens alone."""
+
+    def forward(self, queries: Tensor, memory: Tensor, source_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """queries (B, T, H), memory (B, S, H), source_mask (B, S), True at tokens.
+
+        Returns the contexts (B, T, H) and the weights (B, T, S): fp32, each row sums to 1.
+        """
+        scores = (queries @ memory.transpose(1, 2)).float()
+        weights = scores.masked_fill(~source_mask[:, None, :], -torch.inf).softmax(-1)
+        return weights.to(memory.dtype) @ memory, weights
+
+
+@dataclass
+class DecoderState:
+    """What the decoder keeps between two positions, for N hypotheses (rows)."""
+
+    source_mask: Tensor  # (N, S)
+    memory: Tensor  # (N, S, H)
+    layers: list[tuple[Tensor, Tensor]]  # per layer, hidden and cell state (1, N, H)
+    fed: Tensor | None  # (N, 1, H), the last attentional vector, with input feeding
+
+    def select(self, rows: Tensor, same_sources: bool = False) -> "DecoderState":
+        """The state of the given rows (int64, any order, repeats allowed).
+
+        `same_sources` promises that each row is replaced by one of the same source sentence, as when the
+        beams of a sentence are re-ordered: what belongs to the source then stays where it is.
+        """
+        return DecoderState(
+            self.source_mask if same_sources else self.source_mask[rows],
+            self.memory if same_sources else self.memory[rows],
+            [(hidden[:, rows], cell[:, rows]) for hidden, cell in self.layers],
+            None if self.fed is None else self.fed[rows],
+        )
+
+
+class Seq2SeqLSTM(nn.Module):
+    """Bidirectional LSTM encoder and LSTM decoder with attention, and the loss inside `forward`.
+
+    Decoder output and context, side by side, go into the output projection (D = 2H), or through one more
+    layer to the attentional vector first: `attentional_layer`, tanh(W [context; output]), D = H (Luong et al.
+    2015, eq. 5). `input_feeding` gives that vector to the next position's input (section 3.3), so that
+    the decoder goes position by position. `tied_embeddings` as in the Transformer: "none"; "output" (the
+    target embedding is the output projection); "three-way" (the source embedding too, which needs one
+    joint vocabulary). A tied D becomes E by a linear map where they differ. Dropout is on embeddings,
+    between layers and on what goes into the output projection.
+
+    In training, each position takes the true token with probability `teacher_forcing_ratio` and the model's
+    own likeliest one otherwise, drawn for each sentence (Bengio et al. 2015, arXiv 1506.03099, without a
+    sequence of ratios: set the attribute for one). At 1 the decoder reads the whole target in one call;
+    `step_by_step` makes it go position by position all the same, to time or check the one against the other.
+    """
+
+    def __init__(
+        self,
+        source_vocab_size: int,
+        target_vocab_size: int,
+        *,
+        embedding_dim: int = 64,
+        hidden_size: int = 128,
+        n_layers: int = 2,
+        dropout: float = 0.1,
+        attentional_layer: bool = False,
+        input_feeding: bool = False,
+        tied_embeddings: Literal["none", "output", "three-way"] = "none",
+        teacher_forcing_ratio: float = 1.0,
+        step_by_step: bool = False,
+        pad_id: int = 0,
+    ):
+        super().__init__()
+        if tied_embeddings == "three-way" and source_vocab_size != target_vocab_size:
+            raise ValueError("three-way tied embeddings need one joint vocabulary")
+        if input_feeding and not attentional_layer:
+            raise ValueError("input_feeding feeds the attentional vector: it needs attentional_layer")
+        if not 0 <= teacher_forcing_ratio <= 1:
+            raise ValueError(f"teacher_forcing_ratio of {teacher_forcing_ratio}: give a probability")
+        e, h = embedding_dim, hidden_size
+        self.pad_id, self.input_feeding = pad_id, input_feeding
+        self.teacher_forcing_ratio, self.step_by_step = teacher_forcing_ratio, step_by_step
+        # One name for each matrix: a tied one stands once in the state dict.
+        self.target_embedding = nn.Embedding(target_vocab_size, e)
+        self.source_embedding = None if tied_embeddings == "three-way" else nn.Embedding(source_vocab_size, e)
+        self.encoder_layers = nn.ModuleList(BidirectionalLayer(2 * h if i else e, h) for i in range(n_layers))
+        self.initial_hidden = nn.ModuleList(nn.Linear(2 * h, h) for _ in range(n_layers))
+        self.initial_cell = nn.ModuleList(nn.Linear(2 * h, h) for _ in range(n_layers))
+        self.memory_projection = nn.Linear(2 * h, h)
+        # A layer each, for models.dropout between them; nn.LSTM draws its own masks.
+        first_input = e + h if input_feeding else e
+        self.decoder_layers = nn.ModuleList(
+            initialise_lstm(nn.LSTM(h if i else first_input, h, batch_first=True)) for i in range(n_layers)
+        )
+        self.attention = DotProductAttention()
+        self.attentional_layer, width = nn.Identity(), 2 * h
+        if attentional_layer:
+            self.attentional_layer, width = nn.Sequential(nn.Linear(2 * h, h), nn.Tanh()), h
+        tied = tied_embeddings != "none"
+        self.to_embedding = nn.Linear(width, e, bias=False) if tied and width != e else nn.Identity()
+        self.output = None if tied else nn.Linear(width, target_vocab_size, bias=False)
+        self.dropout = Dropout(dropout)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for table in (self.source_embedding, self.target_embedding, self.output):
+            if table is not None:
+                nn.init.uniform_(table.weight, -0.1, 0.1)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The projection to the target vocabulary, (V, D)."""
+        return self.target_embedding.weight if self.output is None else self.output.weight
+
+    def begin_decoding(self, source: Tensor, use_cache: bool = True) -> DecoderState:
+        """Encode source (B, S) and open the decoder for one row a sentence.
+
+        The state is all that a recurrent decoder has of its past, so `use_cache` makes no difference here.
+        """
+        padding = source == self.pad_id
+        x = self.dropout((self.source_embedding or self.target_embedding)(source))
+        layers = []
+        for i, layer in enumerate(self.encoder_layers):
+            x, hidden, cell = layer(self.dropout(x) if i else x, padding)
+            layers.append((self.initial_hidden[i](hidden)[None], self.initial_cell[i](cell)[None]))
+        memory = self.memory_projection(x)
+        fed = torch.zeros_like(memory[:, :1]) if self.input_feeding else None
+        return DecoderState(~padding, memory, layers, fed)
+
+    def decode(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Read tokens (N, T) on from `state`: vectors for the output projection (N, T, D) and the new state.
+
+        With input feeding, T must be 1.
+        """
+        x = self.dropout(self.target_embedding(tokens))
+        if self.input_feeding:
+            x = torch.cat([x, state.fed], 2)
+        layers = []
+        for i, layer in enumerate(self.decoder_layers):
+            x, present = layer(self.dropout(x) if i else x, state.layers[i])
+            layers.append(present)
+        context, _ = self.attention(x, state.memory, state.source_mask)
+        x = self.dropout(self.attentional_layer(torch.cat([context, x], 2)))
+        fed = x if self.input_feeding else None
+        return self.to_embedding(x), DecoderState(state.source_mask, state.memory, layers, fed)
+
+    def decode_step_by_step(self, target: Tensor, state: DecoderState, teacher_forcing_ratio: float) -> Tensor:
+        """Read target (B, T) a position at a time, some tokens replaced by the model's own: (B, T, D)."""
+        # Drawn on the host: which rows take their own token is then known without waiting for the device.
+        takes_own = torch.rand(target.shape[1], target.shape[0]) >= teacher_forcing_ratio
+        takes_own[0] = False  # BOS
+        vectors = []
+        for true_tokens, row_takes_own in zip(target.unbind(1), takes_own, strict=True):
+            tokens = true_tokens
+            rows = row_takes_own.nonzero()[:, 0].to(target.device)
+            if rows.numel():
+                with torch.no_grad():
+                    own = F.linear(vectors[-1][rows, 0], self.output_weight).argmax(1)
+                tokens = tokens.scatter(0, rows, own)
+            vector, state = self.decode(tokens[:, None], state)
+            vectors.append(vector)
+        return torch.cat(vectors, 1)
+
+    def decode_target(self, source: Tensor, target: Tensor) -> Tensor:
+        """source (B, S), target (B, T), which begins with BOS -> vectors for the output projection (B, T, D)."""
+        state = self.begin_decoding(source)
+        ratio = self.teacher_forcing_ratio if self.training else 1.0
+        if self.input_feeding or self.step_by_step or ratio < 1:
+            return self.decode_step_by_step(target, state, ratio)
+        return self.decode(target, state)[0]
+
+    def logits(self, source: Tensor, target: Tensor) -> Tensor:
+        """source (B, S), target (B, T) -> logits of each next token (B, T, V)."""
+        return F.linear(self.decode_target(source, target), self.output_weight)
+
+    def forward(
+        self, source: Tensor, target: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Sums over all label tokens of the smoothed cross-entropy and of the plain one, in nats.
+
+        source (B, S); target (B, T) begins with BOS; labels (B, T) is the target moved on by one, ending in
+        EOS, with pad_id where nothing is to be predicted. The second sum carries no gradient.
+        """
+        vectors = self.decode_target(source, target)
+        return linear_cross_entropy(
+            vectors.flatten(0, 1), self.output_weight, labels.flatten(), label_smoothing, self.pad_id
+        )
+
+    def decode_step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Feed one token to each row: tokens (N,) -> logits of the next ones (N, V) and the new state."""
+        vectors, state = self.decode(tokens[:, None], state)
+        return F.linear(vectors[:, 0], self.output_weight), state
+
+    @torch.no_grad()
+    def cross_attention_weights(self, source: Tensor, target: Tensor) -> Tensor:
+        """The decoder's attention over the source, as of one head: (B, 1, T, S)."""
+        weights = []
+        hook = self.attention.register_forward_hook(lambda module, args, outputs: weights.append(outputs[1]))
+        try:
+            self.decode_target(source, target)
+        finally:
+            hook.remove()
+        return torch.cat(weights, 1)[:, None]
