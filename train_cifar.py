@@ -131,9 +131,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
 def load_splits(config: Config) -> ImageSplits:
     if config.dataset == "shapes" and not config.data_dir:
         train_images, train_labels, test_images, test_labels, names = drawn_shapes()
-        return ImageSplits(
-            LabelledImages(train_images, train_labels), LabelledImages(test_images, test_labels), names
-        )
+        train, test = LabelledImages(train_images, train_labels), LabelledImages(test_images, test_labels)
+        return ImageSplits(train, test, names)
     return load_image_splits(config.dataset, config.data_dir or None, image_size=config.image_size)
 
 
@@ -146,20 +145,18 @@ def build_optimizer(model: nn.Module, config: Config, fp16: bool) -> torch.optim
     """Every trained parameter in one group: filters and matrices, the last layer, and vectors (biases, norms)."""
     trained = [p for p in model.parameters() if p.requires_grad]
     head = model.classifier.weight
-    weights = {"params": [p for p in trained if p.ndim > 1 and p is not head], "weight_decay": config.weight_decay}
-    last = {"params": [head], "weight_decay": config.weight_decay, "lr_factor": config.head_lr_factor}
-    vectors = {
-        "params": [p for p in trained if p.ndim <= 1],
-        "weight_decay": 0.0,
-        "lr_factor": config.bias_lr_factor,
-    }
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1 and p is not head], "weight_decay": config.weight_decay},
+        {"params": [head], "weight_decay": config.weight_decay, "lr_factor": config.head_lr_factor},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "lr_factor": config.bias_lr_factor},
+    ]
     if config.optimizer == "muon":
-        weights |= {"orthogonal": True, "momentum": 0.6}
-        return Muon([weights, last, vectors], config.lr, config.momentum)
+        groups[0] |= {"orthogonal": True, "momentum": 0.6}
+        return Muon(groups, config.lr, config.momentum)
     fused = not fp16  # fused hides from Accelerate that fp16 skipped a step
     if config.optimizer == "adamw":
-        return torch.optim.AdamW([weights, last, vectors], config.lr, (config.momentum, 0.99), fused=fused)
-    return torch.optim.SGD([weights, last, vectors], config.lr, config.momentum, nesterov=True, fused=fused)
+        return torch.optim.AdamW(groups, config.lr, (config.momentum, 0.99), fused=fused)
+    return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=True, fused=fused)
 
 
 def plan_epoch(n_images: int, batch_size: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, ...]:
@@ -229,7 +226,7 @@ def evaluate(
     return {
         "loss": float(F.nll_loss(log_probabilities, labels)),
         "accuracy": float((log_probabilities.argmax(1) == labels).float().mean()),
-        "n_images": n,
+        "n_images": int(times_counted.sum()),
     }, log_probabilities.exp()
 
 
@@ -263,6 +260,11 @@ def main(config: Config) -> None:
     with accelerator.local_main_process_first():  # the others find the decoded images in the cache
         splits = load_splits(config)
     n_classes, n_train = len(splits.class_names), len(splits.train)
+    n_parts = accelerator.num_processes * config.gradient_accumulation_steps
+    if min(n_train, len(splits.test)) < n_parts:
+        raise DataError(
+            f"{n_train} training and {len(splits.test)} test images are too few for {n_parts} micro-batches"
+        )
     train_images, train_labels = splits.train.images.to(device), splits.train.labels.to(device)
     test_images, test_labels = splits.test.images.to(device), splits.test.labels.to(device)
     statistics = channel_statistics(splits.train.images)
@@ -274,7 +276,7 @@ def main(config: Config) -> None:
     model = build_model(config, n_classes).to(device, memory_format=torch.channels_last)
     if isinstance(model, SpeedNet):
         model.init_whitening(normalise(train_images[:5000], mean, std))
-    update_size = config.batch_size * accelerator.num_processes * config.gradient_accumulation_steps
+    update_size = config.batch_size * n_parts
     updates_per_epoch = math.ceil(n_train / update_size)
     total_steps = config.max_train_steps or config.epochs * updates_per_epoch
     # What a checkpoint keeps of the data: tools need it, and a resume must find the same.
