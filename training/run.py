@@ -20,6 +20,7 @@ from accelerate.utils import DistributedType, reduce
 from tqdm import tqdm
 
 from training.checkpoints import set_aside_after
+from training.cpu_memory import keep_freed_memory
 from training.errors import UsageError
 
 PROJECT = "onecycle"  # the one W&B project of all scripts; groups and job types tell the runs apart
@@ -32,6 +33,8 @@ def open_accelerator(gradient_accumulation_steps: int = 1) -> Accelerator:
     """
     cpu = not torch.accelerator.is_available()  # without this flag, two CPU processes would not join up
     accelerator = Accelerator(cpu=cpu, gradient_accumulation_steps=gradient_accumulation_steps)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and accelerator.num_processes == 1:
         raise UsageError(

@@ -1,0 +1,30 @@
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOUCH_40_TIMES = """
+import resource, torch
+from training.cpu_memory import keep_freed_memory
+if {keep}:
+    assert keep_freed_memory()
+faults = []
+for _ in range(40):
+    torch.ones(50_000_000, dtype=torch.uint8)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[19])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
+def test_freed_memory_is_used_again_without_page_faults():
+    """In a process of its own: the setting lasts as long as the process."""
+    faults = {}
+    for keep in (False, True):
+        command = [sys.executable, "-c", TOUCH_40_TIMES.format(keep=keep)]
+        faults[keep] = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert faults[False] > 20 * 1000  # 50 MB are 12,207 pages of 4 KiB
+    assert faults[True] < 1000  # the first times the heap may still find its place
