@@ -2,7 +2,7 @@
 
 After cifar10-airbench (Jordan, arXiv 2404.00498) and hlb-CIFAR10: a first layer that whitens 2x2 patches and is
 not trained, three blocks of two convolutions, pooling before the norm, norms without scale, GELU, and small
-logits. Shape legend: B images, C channels, S side, k side of a patch, K classes.
+logits to begin with. Shape legend: B images, C channels, S side, k side of a patch, K classes.
 """
 
 import torch
@@ -76,7 +76,7 @@ class SpeedNet(nn.Module):
             *(Block(c, c_next, norm_momentum) for c, c_next in zip(channels[:-1], widths, strict=True))
         )
         self.classifier = nn.Linear(widths[-1], n_classes, bias=False)
-        nn.init.normal_(self.classifier.weight)
+        nn.init.normal_(self.classifier.weight, std=1 / widths[-1])  # small logits: few can run away early
 
     @torch.no_grad()
     def init_whitening(self, images: Tensor) -> None:
@@ -87,4 +87,4 @@ class SpeedNet(nn.Module):
         x = F.gelu(self.whiten(images))  # (B, 24, S - 1, S - 1)
         x = self.blocks(x)  # (B, 256, 3, 3) from 32x32
         x = F.adaptive_max_pool2d(x, 1).flatten(1)
-        return self.classifier(x) / x.shape[1]  # small logits of large weights: few can run away early
+        return self.classifier(x)
