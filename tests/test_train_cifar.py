@@ -23,8 +23,9 @@ from training.figures import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--model", "ultimus", "--optimizer", "adamw", "--lr", "0.01", "--weight_decay", "0", "--batch_size", "100",
-        "--max_train_steps", "12", "--log_every", "4", "--tracker", "none")  # fmt: skip
-WITH_NORMS = ("--model", "speednet", "--batch_size", "16", "--head_lr_factor", "1", "--label_smoothing", "0.2")
+        "--bias_lr_factor", "1", "--head_lr_factor", "1", "--max_train_steps", "12", "--log_every", "4",
+        "--tracker", "none")  # fmt: skip
+WITH_NORMS = ("--model", "speednet", "--batch_size", "16", "--label_smoothing", "0.2")
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ def test_a_resume_on_other_data_is_refused(train, tmp_path, capsys):
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path):
     """With batch norm over both processes; augmentation and order are the same for any number of them."""
-    flags = (*WITH_NORMS, "--optimizer", "sgd", "--lr", "0.1", "--max_train_steps", "6", "--cutout", "4",
+    flags = (*WITH_NORMS, "--optimizer", "sgd", "--lr", "0.02", "--max_train_steps", "3", "--cutout", "4",
              "--brightness", "0.2", "--flip", "random", "--batch_size")  # fmt: skip
     process = launch(tmp_path / "two", *flags, 16, config="cpu_2proc")
     data = drawn_shapes()  # the launched script's, whole
@@ -185,7 +186,9 @@ def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path):
     assert process.returncode == 0, err
     expected = final_weights(tmp_path / "doubled")
     for name, tensor in final_weights(tmp_path / "two").items():
-        torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-4, msg=name)
+        # Statistics of a few images in late layers amplify the rounding of sums in another order.
+        tolerance = 2e-3 if "running" in name else 5e-5
+        torch.testing.assert_close(tensor, expected[name], atol=tolerance, rtol=0, msg=name)
     two, doubled = summary(tmp_path / "two"), summary(tmp_path / "doubled")
     assert two["num_processes"] == 2 and two["test/n_images"] == doubled["test/n_images"] == 1000
     assert two["test/loss"] == pytest.approx(doubled["test/loss"], abs=1e-3)

@@ -33,14 +33,14 @@ def open_accelerator(gradient_accumulation_steps: int = 1) -> Accelerator:
     """
     cpu = not torch.accelerator.is_available()  # without this flag, two CPU processes would not join up
     accelerator = Accelerator(cpu=cpu, gradient_accumulation_steps=gradient_accumulation_steps)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and accelerator.num_processes == 1:
         raise UsageError(
             f"{launched} processes were launched but each believes to be alone and would overwrite the other: "
             "launch with --config_file accelerate_configs/cpu_2proc.yaml or another multi-process YAML"
         )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     if accelerator.gradient_accumulation_steps != gradient_accumulation_steps:
         raise UsageError(
             f"--gradient_accumulation_steps {gradient_accumulation_steps}, but the launch configuration says "
