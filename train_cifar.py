@@ -4,6 +4,9 @@
     accelerate launch --config_file accelerate_configs/t4.yaml train_cifar.py resnet
     accelerate launch --config_file accelerate_configs/cpu_bf16.yaml train_cifar.py speedrun --data_dir cifar10
 
+Two CPU cores in bf16 (results/cifar-speedrun.json, 3 seeds): speedrun 93.34 +- 0.31 % test accuracy, and 94.28 +-
+0.05 % over six views of each image, after 8.9 minutes of training.
+
 The data set lies on the device as uint8 and is augmented there, a batch at a time. Accuracy is that of the last
 weights (their moving average where there is one) on the whole test split, each image once, without test-time
 augmentation; `test/accuracy_views` is with it.
@@ -118,7 +121,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
         ),
     ),
     "speedrun": (
-        "SpeedNet with Muon: 94 % in 10 epochs",
+        "SpeedNet with Muon, 10 epochs",
         Config(
             recipe="speedrun", model="speednet", optimizer="muon", lr=0.24, pct_start=0.0, anneal="linear",
             momentum=0.85, weight_decay=0.2, bias_lr_factor=440, head_lr_factor=0.085, crop_padding=2,

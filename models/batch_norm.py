@@ -6,7 +6,7 @@ from torch.distributed.nn.functional import all_reduce
 
 
 class ProcessBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d with statistics over all processes, on any device: (B, C, H, W) -> (B, C, H, W).
+    """BatchNorm2d with statistics over all processes: (B, C, H, W) -> (B, C, H, W).
 
     For CPUs, where torch's SyncBatchNorm does not run. Processes may hold different numbers of images.
     """
@@ -32,7 +32,7 @@ class ProcessBatchNorm2d(nn.BatchNorm2d):
 
 def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """Make every BatchNorm2d below `model` share its statistics among the processes; tensors and names stay."""
-    if device.type == "cuda":
+    if device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():

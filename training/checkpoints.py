@@ -235,7 +235,10 @@ def check_weights_fit(model: torch.nn.Module, checkpoint: Path) -> None:
 def check_files(checkpoint: Path, files: dict[str, str]) -> None:
     """Raise UsageError unless the texts that the task put beside the weights are these, by name."""
     for name, text in files.items():
-        if (checkpoint / name).read_text(encoding="utf-8") != text:
+        path = checkpoint / name
+        if not path.exists():
+            raise UsageError(f"{checkpoint} holds no {name}: it is of another script; name a run of this one")
+        if path.read_text(encoding="utf-8") != text:
             raise UsageError(
                 f"{checkpoint} was trained with another {name}: give the data and the flags of that run (they "
                 "are in its state.json), or start anew in another --output_dir"

@@ -9,8 +9,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep freed memory instead of giving it back to the system; True where that is possible.
 
     By default glibc maps every large block afresh, and the system clears its pages on first touch. For the
-    activations of a convolutional net that is much of the time: without it, SpeedNet trains 1.4 times as fast on
-    two cores and Ultimus 1.8 times. The process holds its peak until it ends. Nothing happens without glibc.
+    activations of a convolutional net that is much of an update. The process holds its peak until it ends.
+    Nothing happens without glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -27,8 +27,8 @@ class EMA:
         weight = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0  # a step of 1.0 copies exactly
         torch._foreach_lerp_(list(self.module.parameters()), [p.float() for p in current], weight)
         for averaged, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-            if buffer.is_floating_point():  # running statistics of norms
-                averaged.lerp_(buffer, weight)
+            if averaged.is_floating_point():  # running statistics of norms
+                averaged.lerp_(buffer.to(averaged.dtype), weight)
             else:
                 averaged.copy_(buffer)
         self.n_averaged += 1

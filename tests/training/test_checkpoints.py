@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from training.checkpoints import (
     best_checkpoint,
+    check_files,
     damage,
     find_checkpoint,
     latest_checkpoint,
@@ -156,3 +157,12 @@ def test_a_foreign_pickle_is_not_executed(parts, tmp_path):
         with pytest.raises(Exception):  # noqa: B017 - whatever torch calls it
             load_checkpoint(parts[0], parts[1], checkpoint, parts[3])
         assert not (tmp_path / "owned").exists()
+
+
+def test_files_beside_the_weights_must_be_there_and_the_same(tmp_path):
+    (tmp_path / "data.json").write_text("{}")
+    check_files(tmp_path, {"data.json": "{}"})
+    with pytest.raises(UsageError, match=r"another data\.json"):
+        check_files(tmp_path, {"data.json": "[]"})
+    with pytest.raises(UsageError, match="of another script"):
+        check_files(tmp_path, {"source_tokenizer.json": "{}"})

@@ -36,3 +36,17 @@ def test_a_loaded_average_goes_on_as_the_saved_one():
     ema.update(step)
     other.update(step)
     assert torch.equal(ema.module.weight, other.module.weight)
+
+
+def test_running_statistics_are_averaged_and_counts_copied():
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(3)
+    ema = EMA(norm, 0.5)
+    expected = None
+    for n in range(6):
+        norm(torch.randn(4, 3, 2, 2) + n)
+        ema.update(norm)
+        d = min(0.5, (1 + n) / (10 + n)) if n else 0.0
+        expected = norm.running_mean.clone() if n == 0 else d * expected + (1 - d) * norm.running_mean
+        torch.testing.assert_close(ema.module.running_mean, expected)
+    assert int(ema.module.num_batches_tracked) == 6
