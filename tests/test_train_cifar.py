@@ -1,6 +1,5 @@
 """The whole script, end to end, on drawn shapes: what a user relies on."""
 
-import json
 import math
 import os
 import subprocess
@@ -13,13 +12,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate import Accelerator
 from PIL import Image
-from safetensors.torch import load_file
+from run_folders import Killed, curve, final_weights, summary
 
 import train_cifar
 from data.drawn_shapes import drawn_shapes
 from train_cifar import RECIPES, build_model, build_optimizer, evaluate, plan_epoch
 from training.cli import run_script
-from training.figures import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--model", "ultimus", "--optimizer", "adamw", "--lr", "0.01", "--weight_decay", "0", "--batch_size", "100",
@@ -64,23 +62,6 @@ def launch(output_dir, *flags, config: str) -> subprocess.Popen:
     )
 
 
-def summary(output_dir) -> dict:
-    return json.loads((output_dir / "summary.json").read_text())
-
-
-def final_weights(output_dir) -> dict[str, torch.Tensor]:
-    last = max((output_dir / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    return load_file(last / "model.safetensors")
-
-
-def curve(output_dir) -> list[dict]:
-    """The metrics, without what depends on the clock."""
-    return [
-        {k: v for k, v in line.items() if k not in ("time", "train/images_per_second")}
-        for line in read_metrics(output_dir / "metrics.jsonl")
-    ]
-
-
 # --- one run
 
 
@@ -123,10 +104,6 @@ def test_the_demo_as_the_readme_launches_it_learns_the_shapes(tmp_path):
 
 
 # --- resuming
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.mark.parametrize(

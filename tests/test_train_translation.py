@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_folders import Killed, curve, final_weights, summary
 from safetensors.torch import load_file
 
 import train_translation
 from data.phrasebook import phrasebook_splits
 from training.cli import run_script
-from training.figures import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -97,23 +97,6 @@ def error_lines(capsys) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("warning:") and "update/s" not in line]
 
 
-def summary(output_dir) -> dict:
-    return json.loads((output_dir / "summary.json").read_text())
-
-
-def final_weights(output_dir) -> dict[str, torch.Tensor]:
-    last = max((output_dir / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    return load_file(last / "model.safetensors")
-
-
-def curve(output_dir) -> list[dict]:
-    """The metrics, without what depends on the clock."""
-    return [
-        {k: v for k, v in line.items() if k not in ("time", "train/tokens_per_second")}
-        for line in read_metrics(output_dir / "metrics.jsonl")
-    ]
-
-
 # --- one run
 
 
@@ -184,10 +167,6 @@ def test_a_finished_run_resumes_to_its_end_at_no_cost(finished, train, tmp_path)
 
 
 # --- resuming
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.mark.parametrize("flags", [(), ("--bpe_dropout", "0.2", "--gradient_accumulation_steps", "2")])
