@@ -29,6 +29,7 @@ from tyro.conf import Suppress
 
 from data.augmentation import Augmentation, Augmenter, channel_statistics, normalise
 from data.drawn_shapes import drawn_shapes
+from data.epoch_order import plan_epoch
 from data.errors import DataError
 from data.labelled_images import ImageSplits, LabelledImages, load_image_splits
 from models.batch_norm import synchronize_batch_norm
@@ -37,12 +38,13 @@ from models.speednet import SpeedNet
 from models.ultimus import Ultimus
 from models.views import Views, logits_over_views
 from training.checkpoints import check_files, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
-from training.classifier_figures import write_data_figures, write_model_summary, write_result_figures
+from training.classifier_figures import write_data_figures, write_result_figures
 from training.cli import run_script
 from training.ema import EMA
 from training.figures import plot_curves
 from training.lr_finder import lr_range_test, preserved_state, report_lr_range_test
 from training.metrics import MetricWindow
+from training.model_summary import write_model_summary
 from training.muon import Muon
 from training.profiling import profiler
 from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
@@ -111,7 +113,10 @@ RECIPES: dict[str, tuple[str, Config]] = {
     ),
     "resnet": (
         "the DAWNBench ResNet of 6.6 M parameters, 24 epochs",
-        Config(recipe="resnet", cutout=8, label_smoothing=0.1, ema_decay=0.99),
+        Config(
+            recipe="resnet", optimizer="muon", lr=0.1, bias_lr_factor=4, head_lr_factor=4, flip="alternating",
+            cutout=8, label_smoothing=0.1, ema_decay=0.99,
+        ),
     ),
     "ultimus": (
         "Ultimus of 26 k parameters, 24 epochs",
@@ -160,15 +165,6 @@ def build_optimizer(model: nn.Module, config: Config, fp16: bool) -> torch.optim
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, config.lr, (config.momentum, 0.99), fused=fused)
     return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=True, fused=fused)
-
-
-def plan_epoch(n_images: int, batch_size: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, ...]:
-    """The image numbers (B,) of each update, in an order that depends on (seed, epoch) only.
-
-    The batches' sizes differ by one at most, and no image is left out.
-    """
-    order = torch.randperm(n_images, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
-    return order.to(device).tensor_split(math.ceil(n_images / batch_size))
 
 
 def train_update(

@@ -16,7 +16,7 @@ from run_folders import Killed, curve, final_weights, summary
 
 import train_cifar
 from data.drawn_shapes import drawn_shapes
-from train_cifar import RECIPES, build_model, build_optimizer, evaluate, plan_epoch
+from train_cifar import RECIPES, build_model, build_optimizer, evaluate
 from training.cli import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -210,19 +210,6 @@ def test_each_of_10000_images_counts_once_on_one_two_and_three_processes(tmp_pat
         metrics, others = torch.load(tmp_path / f"{n}-{rank}.pt")
         assert metrics["n_images"] == 10_000 and metrics["accuracy"] == alone["accuracy"]
         torch.testing.assert_close(others, probabilities)
-
-
-def test_an_epoch_shows_each_image_once_in_batches_of_like_size():
-    for n, size in ((1000, 100), (1003, 100), (7, 3), (5, 100)):
-        updates = plan_epoch(n, size, seed=3, epoch=2, device=torch.device("cpu"))
-        sizes = [len(ids) for ids in updates]
-        assert sorted(torch.cat(updates).tolist()) == list(range(n))
-        assert max(sizes) <= size and max(sizes) - min(sizes) <= 1
-    first, again = (torch.cat(plan_epoch(50, 10, 3, e, torch.device("cpu"))) for e in (0, 0))
-    other_epoch = torch.cat(plan_epoch(50, 10, 3, 1, torch.device("cpu")))
-    other_seed = torch.cat(plan_epoch(50, 10, 4, 0, torch.device("cpu")))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other_epoch) and not torch.equal(first, other_seed)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.image_figures import (
     confusion_counts,
@@ -13,7 +13,6 @@ from training.image_figures import (
     plot_image_grid,
     plot_table,
 )
-from training.model_summary import model_summary, summary_table
 
 QUANTITIES = ("min", "max", "mean", "std", "variance")
 
@@ -46,12 +45,6 @@ def write_data_figures(
         folder / "augmentations.png", augmented, [f"epoch {i}" for i in range(len(augmented))], n_columns=10,
         title="One training image as the epochs show it",
     )  # fmt: skip
-
-
-def write_model_summary(path: Path, model: nn.Module, example: Tensor) -> None:
-    """Write the table of the model's layers, output shapes and parameters as a PNG; `example` is an input."""
-    header, rows = summary_table(model_summary(model, example))
-    plot_table(path, header, rows, title=type(model).__name__)
 
 
 def write_result_figures(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from training.image_figures import plot_table
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,12 @@ def summary_table(rows: Sequence[LayerRow]) -> tuple[list[str], list[list[str]]]
     ]
     total = ["total", "", "", f"{sum(row.n_parameters for row in rows):,}"]
     return ["layer", "type", "output shape", "parameters"], [*cells, total]
+
+
+def write_model_summary(path: Path, model: nn.Module, example: Tensor) -> None:
+    """Write the table of the model's layers, output shapes and parameters as a PNG; `example` is an input."""
+    header, rows = summary_table(model_summary(model, example))
+    plot_table(path, header, rows, title=type(model).__name__)
 
 
 def _own_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -347,8 +347,10 @@ class Run:
 
     # -- the end ------------------------------------------------------------------------------------------
 
-    def finish(self, values: dict[str, Any], train_seconds: float, model: torch.nn.Module) -> None:
-        """Write summary.json, `values` first, and close the tracker."""
+    def finish(
+        self, values: dict[str, Any], train_seconds: float, model: torch.nn.Module, *, close: bool = True
+    ) -> None:
+        """Write summary.json, `values` first, and end tracking; without `close` the process group goes on."""
         if self.accelerator.is_main_process:
             packages = ("torch", "accelerate", "datasets", "tokenizers", "sacrebleu", "wandb")
             summary = {
@@ -367,7 +369,8 @@ class Run:
             (self.output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
             self._with_wandb(lambda run: run.summary.update(summary))
         self._with_wandb(lambda run: run.finish())
-        close_accelerator(self.accelerator)
+        if close:
+            close_accelerator(self.accelerator)
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

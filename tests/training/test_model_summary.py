@@ -1,8 +1,9 @@
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from training.model_summary import LayerRow, model_summary, summary_table
+from training.model_summary import LayerRow, model_summary, summary_table, write_model_summary
 
 
 class Net(nn.Module):
@@ -131,3 +132,11 @@ def test_weights_that_a_parent_computes_with():
 
 def test_a_model_of_one_layer():
     assert model_summary(nn.Linear(2, 3), torch.zeros(1, 2)) == [LayerRow("(model)", "Linear", (1, 3), 9, 1)]
+
+
+def test_the_table_is_written_as_a_picture(tmp_path):
+    write_model_summary(
+        tmp_path / "model.png", nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8)
+    )
+    with Image.open(tmp_path / "model.png") as picture:
+        assert picture.width > 200 and picture.height > 50

@@ -1,0 +1,15 @@
+"""The order in which an epoch shows the examples of a data set that lies on the device."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def plan_epoch(n_examples: int, batch_size: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, ...]:
+    """The example numbers (B,) int64 of each update, in an order that depends on (seed, epoch) only.
+
+    Batches hold `batch_size` examples at most, their sizes differ by one at most, and no example is left out.
+    """
+    order = torch.randperm(n_examples, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
+    return order.to(device).tensor_split(math.ceil(n_examples / batch_size))
