@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, reduce
 from tqdm import tqdm
 
@@ -29,8 +29,11 @@ PROJECT = "onecycle"  # the one W&B project of all scripts; groups and job types
 def open_accelerator(gradient_accumulation_steps: int = 1) -> Accelerator:
     """The Accelerator as the launch and its YAML ask for it: precision, device and processes are theirs.
 
+    A script that does several runs opens one for each; the processes stay joined until `close_accelerator`.
+
     Raises UsageError where several processes were launched that do not know of each other.
     """
+    opened_before = PartialState._shared_state != {}
     cpu = not torch.accelerator.is_available()  # without this flag, two CPU processes would not join up
     accelerator = Accelerator(cpu=cpu, gradient_accumulation_steps=gradient_accumulation_steps)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -49,7 +52,7 @@ def open_accelerator(gradient_accumulation_steps: int = 1) -> Accelerator:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         # Batches vary in size; the engine only wants a number, which it would else take from a DataLoader.
         accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not opened_before:
         for warning in _launch_warnings(accelerator):
             print(f"warning: {warning}", file=sys.stderr, flush=True)
     return accelerator
