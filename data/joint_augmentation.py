@@ -1,0 +1,154 @@
+"""Augmentation of whole batches of uint8 images together with their masks, on the device where all of them lie.
+
+What an example looks like in an epoch depends on (seed, epoch, example id) alone, not on its batch or process.
+Shapes: N images of the data set, B of a batch, square ones of S x S pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from data.augmentation import CHUNK, RANDOM_STREAM
+from data.errors import DataError
+
+LUMA = (0.299, 0.587, 0.114)  # how much of grey is red, green and blue: ITU-R BT.601
+
+
+@dataclass(frozen=True)
+class JointAugmentation:
+    """What is done to a training image and, but for its colours, to its mask, in this order. Default: nothing.
+
+    All of the geometry is one resampling: the augmented image shows a window of the original, which beyond its
+    edges is continued by its mirror image. Raises `DataError` for a value out of range.
+    """
+
+    flip: bool = False  # left-right, of a random half of the images
+    scale: float = 0.0  # s: the window's sides are 1/(1 + s) to 1 + s of the image's, log-uniform: zoom in or out
+    aspect: float = 0.0  # a: the window's width over its height, likewise between 1/(1 + a) and 1 + a; area kept
+    shift: float = 0.0  # t: the window's centre is moved by U(-t, t) of the image's side, in x and in y
+    rotation: float = 0.0  # degrees: the window is turned about its centre by U(-rotation, rotation)
+    brightness: float = 0.0  # b: pixel values are multiplied by 1 + U(-b, b), and not clipped
+    contrast: float = 0.0  # c: distances from the image's mean are multiplied by 1 + U(-c, c), and not clipped
+    saturation: float = 0.0  # s: distances from the pixel's luma are multiplied by 1 + U(-s, s), and not clipped
+
+    def __post_init__(self) -> None:
+        for name, largest in (
+            ("scale", 1),
+            ("aspect", 1),
+            ("shift", 0.5),
+            ("rotation", 180),
+            ("brightness", 1),
+            ("contrast", 1),
+            ("saturation", 1),
+        ):
+            value = getattr(self, name)
+            if not 0 <= value <= largest:
+                raise DataError(f"--{name} {value} is not between 0 and {largest}: give such a number, 0 for none")
+
+
+class JointAugmenter:
+    """Draws an epoch's augmentation of all N images at once, then gives augmented, normalised batches with masks.
+
+    Image (bilinear) and mask (nearest neighbour) are read at the same places, so they keep showing the same and a
+    mask gets no value that it does not have. Zooming out does not average: fine detail may alias, slightly at the
+    factors that are allowed. The mean that contrast keeps is the one over all pixels and channels of the image.
+    """
+
+    def __init__(
+        self, images: Tensor, masks: Tensor, augmentation: JointAugmentation, mean: Tensor, std: Tensor, seed: int
+    ):
+        """`images` (N, 3, S, S) and `masks` (N, S, S) uint8; `mean` and `std` (3,) in pixel units, 0 to 255.
+
+        Epoch 0 is drawn.
+        """
+        self.images, self.masks, self.augmentation, self.seed = images, masks, augmentation, seed
+        self.n_images, self.device = len(images), images.device
+        self._mean, self._std = (t.to(self.device, torch.float32)[:, None, None] for t in (mean, std))
+        size = images.shape[-1]
+        centres = (2 * torch.arange(size, device=self.device) + 1) / size - 1  # of the pixels; the edges are -1, 1
+        self._x, self._y = centres, centres[:, None]
+        sums = [chunk.flatten(1).sum(1, dtype=torch.int64) for chunk in images.split(CHUNK)]
+        self._image_means = torch.cat(sums).cpu().numpy() / images[0].numel()
+        self.draw(0)
+
+    def draw(self, epoch: int) -> None:
+        """Make the random choices of all N images for `epoch`: on the CPU, so that each device sees the same."""
+        a = self.augmentation
+        # Each choice has its own row, drawn or not: to turn one on changes none of the others.
+        choices = np.random.default_rng([self.seed, epoch, RANDOM_STREAM]).random((self.n_images, 9)).T
+        self._flipped = torch.from_numpy(choices[0] < 0.5).to(self.device)
+        scale, aspect, shift_x, shift_y, turn, brightness, contrast, saturation = 2 * choices[1:] - 1
+
+        side, root = (1 + a.scale) ** scale, (1 + a.aspect) ** (aspect / 2)
+        width, height = side * root, side / root
+        angle = np.radians(a.rotation * turn)
+        cos, sin = np.cos(angle), np.sin(angle)
+        # Pixel (x, y) of the result shows the place window @ (x, y, 1) of the image, in -1 to 1 from edge to edge.
+        self._window = self._to_device(
+            [
+                [width * cos, -height * sin, 2 * a.shift * shift_x],
+                [width * sin, height * cos, 2 * a.shift * shift_y],
+            ]
+        )  # (N, 2, 3)
+
+        # All in one: gain * pixel + grey_gain * luma + offset. Luma commutes with brightness and contrast.
+        brightness, contrast, saturation = (
+            1 + strength * choice
+            for strength, choice in (
+                (a.brightness, brightness),
+                (a.contrast, contrast),
+                (a.saturation, saturation),
+            )
+        )
+        self._gain = self._to_device(brightness * contrast * saturation)
+        self._grey_gain = self._to_device(brightness * contrast * (1 - saturation))
+        self._offset = self._to_device(brightness * (1 - contrast) * self._image_means)
+
+    def batch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """`ids` (B,) int64 on the device -> augmented images and masks. Never waits for the device.
+
+        The images are (B, 3, S, S) float32, normalised, in channels_last memory format; without augmentation they
+        are bit for bit what `normalise` of data/augmentation.py gives. The masks are (B, S, S) uint8.
+        """
+        a = self.augmentation
+        images, masks = self.images[ids], self.masks[ids]
+        if a.flip:
+            flipped = self._flipped[ids][:, None, None]
+            images = torch.where(flipped[:, None], images.flip(-1), images)
+            masks = torch.where(flipped, masks.flip(-1), masks)
+        x = images.float()
+        if a.scale or a.aspect or a.shift or a.rotation:
+            places = self._places(ids)
+            x = _sample(x, places, "bilinear")
+            masks = _sample(masks[:, None].float(), places, "nearest")[:, 0].to(torch.uint8)
+        if a.brightness or a.contrast or a.saturation:
+            gain, grey_gain, offset = (
+                t[ids][:, None, None, None] for t in (self._gain, self._grey_gain, self._offset)
+            )
+            if a.saturation:
+                red, green, blue = x.split(1, dim=1)  # (B, 1, S, S)
+                offset = grey_gain * (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue) + offset
+            x = x.mul_(gain).add_(offset)
+        x = x.sub_(self._mean).div_(self._std)
+        return x.contiguous(memory_format=torch.channels_last), masks
+
+    def _places(self, ids: Tensor) -> Tensor:
+        """(B, S, S, 2): the x and y in the image that each pixel shows, as `grid_sample` counts them.
+
+        As `affine_grid`, but in plain products and sums: a matrix product might be rounded to TF32, and may
+        round otherwise in another batch.
+        """
+        to_x, to_y, constant = self._window[ids][..., None, None].unbind(2)  # each (B, 2, 1, 1)
+        return (to_x * self._x + (to_y * self._y + constant)).permute(0, 2, 3, 1)
+
+    def _to_device(self, choices: np.ndarray | list) -> Tensor:
+        """(..., N) -> (N, ...) float32."""
+        choices = np.moveaxis(np.asarray(choices, np.float32), -1, 0)
+        return torch.from_numpy(np.ascontiguousarray(choices)).to(self.device)
+
+
+def _sample(x: Tensor, places: Tensor, mode: str) -> Tensor:
+    return grid_sample(x, places, mode, padding_mode="reflection", align_corners=False)

@@ -1,0 +1,48 @@
+"""Pictures with a trimap each, and the masks that are made of the trimaps."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from data.augmentation import channel_statistics
+
+BACKGROUND, PET, BORDER = 0, 1, 2  # values of a trimap, and the classes of a mask
+IGNORE = 255  # value of a mask where there is nothing to learn and nothing to score
+
+
+@dataclass(frozen=True)
+class MaskedImages:
+    """Picture i is called `names[i]` and has the trimap `trimaps[i]`."""
+
+    images: Tensor  # (N, 3, S, S) uint8
+    trimaps: Tensor  # (N, S, S) uint8 of BACKGROUND, PET and BORDER
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def masks_from_trimaps(
+    trimaps: Tensor, classes: Literal["binary", "trimap"], border: Literal["pet", "background", "ignore"]
+) -> Tensor:
+    """`trimaps` (..., S, S) uint8 -> masks of the same shape and type.
+
+    classes: "trimap" keeps the three classes, BACKGROUND, PET and BORDER; `border` is not read. "binary" has
+        BACKGROUND and PET alone.
+    border: what the border counts as in a binary mask; "ignore" marks it IGNORE.
+    """
+    if classes == "trimap":
+        return trimaps
+    counts_as = {"pet": PET, "background": BACKGROUND, "ignore": IGNORE}[border]
+    return trimaps.masked_fill(trimaps == BORDER, counts_as)
+
+
+def picture_statistics(images: Tensor, masks: Tensor, n_classes: int) -> dict[str, Tensor]:
+    """`channel_statistics` of `images` (N, 3, S, S) uint8, and "class_shares" (K,) float64.
+
+    That is the share of each of the K = `n_classes` classes in all pixels of `masks` (N, S, S) uint8; what is
+    missing to 1 is ignored.
+    """
+    counts = masks.flatten().bincount(minlength=IGNORE + 1)[:n_classes]
+    return {**channel_statistics(images), "class_shares": counts.double() / masks.numel()}

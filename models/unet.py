@@ -1,0 +1,163 @@
+"""U-Net (Ronneberger, Fischer & Brox 2015, arXiv 1505.04597) for images of any size.
+
+An encoder that halves the sides and doubles the channels `depth` times, a decoder that undoes it, and at each
+level a skip connection between the two. Unlike in the paper, convolutions are padded, so that the logits have the
+size of the image, and have norms. Shape legend: B images, C channels, H height, W width.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Downsampling = Literal["maxpool", "strided"]
+Upsampling = Literal["transposed", "bilinear"]
+Norm = Literal["batch", "group", "instance", "none"]
+
+N_GROUPS = 8  # of group norm, whatever the number of channels
+
+
+def norm_layer(norm: Norm, channels: int) -> nn.Module:
+    """The norm with a trained scale and bias for each channel: (B, C, H, W) -> (B, C, H, W)."""
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    if norm == "group":
+        return nn.GroupNorm(N_GROUPS, channels)
+    if norm == "instance":
+        return nn.InstanceNorm2d(channels, affine=True)
+    return nn.Identity()
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, norm, ReLU. 3x3 keeps the size; 2x2 steps by two: (B, C, H, W) -> (B, C', H / 2, W / 2)."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm, kernel_size: Literal[2, 3] = 3):
+        stride, padding = (2, 0) if kernel_size == 2 else (1, 1)
+        # A norm would take the bias away, and has its own.
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=norm == "none")
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+        super().__init__(conv, norm_layer(norm, out_channels), nn.ReLU(inplace=True))
+
+
+class DoubleConv(nn.Sequential):
+    """The two convolutions of a level: (B, C, H, W) -> (B, C', H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm):
+        super().__init__(ConvBlock(in_channels, out_channels, norm), ConvBlock(out_channels, out_channels, norm))
+
+
+def downsample_layer(downsampling: Downsampling, channels: int, norm: Norm) -> nn.Module:
+    """(B, C, H, W) -> (B, C, H / 2, W / 2).
+
+    The strided convolution is 2x2: each pixel enters it once. With 3x3 at stride 2 a pixel enters one, two or four
+    windows, depending on its position, and the gradient shows the same checkerboard (Odena et al. 2016,
+    https://distill.pub/2016/deconv-checkerboard).
+    """
+    return nn.MaxPool2d(2) if downsampling == "maxpool" else ConvBlock(channels, channels, norm, kernel_size=2)
+
+
+def upsample_layer(upsampling: Upsampling, channels: int) -> nn.Module:
+    """(B, C, H, W) -> (B, C / 2, 2 H, 2 W), without norm or ReLU, like the up-convolution of the paper.
+
+    The transposed convolution has a kernel as large as its stride, so that no two windows overlap: uneven overlap
+    is what draws checkerboards. Bilinear upsampling with a 3x3 convolution is Odena's other remedy.
+    """
+    if upsampling == "transposed":
+        layer = conv = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
+        fan_in = channels  # a pixel comes from one position; nn.init would take dimension 1 for the inputs
+    else:
+        conv = nn.Conv2d(channels, channels // 2, 3, padding=1)
+        layer = nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), conv)
+        fan_in = 9 * channels
+    nn.init.normal_(conv.weight, std=fan_in**-0.5)  # no ReLU follows: gain 1
+    nn.init.zeros_(conv.bias)
+    return layer
+
+
+class UNet(nn.Module):
+    """Images (B, in_channels, H, W) of any size -> logits (B, n_outputs, H, W).
+
+    One output is the logit of foreground against background; more are exclusive classes. `width` is the number of
+    channels at the full resolution, `depth` how often the sides are halved. `dropout` zeroes that share of the
+    channels at the coarsest level in training (in the paper, too, dropout stands at the end of the encoder).
+    Defaults but for the width, 64: 31,037,633 parameters.
+
+    Weights begin as in section 3 of the paper (He et al. 2015, arXiv 1502.01852): with variance 2 / fan-in before
+    a ReLU, six times that of torch's default, which lets a deep net without norms fade out. Biases begin at zero,
+    and so, nearly, do the logits.
+
+    Raises ValueError for arguments that make no net.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        n_outputs: int = 1,
+        *,
+        width: int = 32,
+        depth: int = 4,
+        downsampling: Downsampling = "maxpool",
+        upsampling: Upsampling = "transposed",
+        norm: Norm = "batch",
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        numbers = {"in_channels": in_channels, "n_outputs": n_outputs, "width": width, "depth": depth}
+        for name, number in numbers.items():
+            if number < 1:
+                raise ValueError(f"{name} of {number}: give 1 or more")
+        choices = [("downsampling", downsampling, Downsampling), ("upsampling", upsampling, Upsampling),
+                   ("norm", norm, Norm)]  # fmt: skip
+        for name, choice, kind in choices:
+            if choice not in kind.__args__:
+                raise ValueError(f"{name} {choice!r} is not one of {', '.join(kind.__args__)}")
+        if norm == "group" and width % N_GROUPS:
+            raise ValueError(f"width {width} is not a multiple of {N_GROUPS}, the groups of group norm")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout of {dropout}: give a probability below 1")
+
+        self.depth = depth
+        channels = [width * 2**level for level in range(depth + 1)]
+        finer = channels[:-1]
+        self.encoder = nn.ModuleList(
+            DoubleConv(c_in, c, norm) for c_in, c in zip([in_channels, *finer[:-1]], finer, strict=True)
+        )
+        self.downsample = nn.ModuleList(downsample_layer(downsampling, c, norm) for c in finer)
+        self.bottleneck = DoubleConv(finer[-1], channels[-1], norm)
+        self.dropout = nn.Dropout2d(dropout)
+        self.upsample = nn.ModuleList(upsample_layer(upsampling, 2 * c) for c in reversed(finer))
+        self.decoder = nn.ModuleList(DoubleConv(2 * c, c, norm) for c in reversed(finer))
+        self.head = nn.Conv2d(width, n_outputs, 1)
+        nn.init.normal_(self.head.weight, std=1 / width)  # small logits: no pixel begins with a strong opinion
+        nn.init.zeros_(self.head.bias)
+
+    def padding(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Pixels to add at the (left, right, top, bottom) of an image, so that it can be halved `depth` times.
+
+        At the coarsest level two positions are left at least: a norm over a single one returns a constant, which
+        torch refuses.
+        """
+        multiple = 2**self.depth
+        extra_height, extra_width = -height % multiple, -width % multiple
+        if height <= multiple and width <= multiple:
+            extra_width += multiple
+        left, top = extra_width // 2, extra_height // 2
+        return left, extra_width - left, top, extra_height - top
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        left, right, top, bottom = self.padding(height, width)
+        # Edges are repeated: reflection, the paper's choice, cannot add more pixels than there are.
+        x = F.pad(images, (left, right, top, bottom), mode="replicate")
+        skips = []
+        for block, downsample in zip(self.encoder, self.downsample, strict=True):
+            x = block(x)  # (B, width * 2**level, H / 2**level, W / 2**level)
+            skips.append(x)
+            x = downsample(x)
+        x = self.dropout(self.bottleneck(x))
+        for upsample, block, skip in zip(self.upsample, self.decoder, reversed(skips), strict=True):
+            x = block(torch.cat([skip, upsample(x)], dim=1))
+        return self.head(x)[..., top : top + height, left : left + width]

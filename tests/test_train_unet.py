@@ -1,0 +1,380 @@
+"""The whole script, end to end, on textured shapes: what a user relies on."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from accelerate import Accelerator
+from PIL import Image
+from run_folders import Killed, curve, final_weights, summary
+
+import train_unet
+from data.textured_shapes import textured_shapes
+from models.segmentation_losses import segmentation_loss
+from train_unet import RECIPES, VARIANTS, Config, build_model, build_optimizer, evaluate
+from training.cli import run_script
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ("--width", "8", "--depth", "2", "--image_size", "32", "--batch_size", "10", "--max_train_steps", "6",
+        "--log_every", "2", "--tracker", "none")  # fmt: skip
+
+
+@pytest.fixture
+def train(fresh_accelerate, monkeypatch):
+    """Run the script in this process: train(output_dir, *flags) -> exit code."""
+
+    def run(output_dir, *flags, recipe="demo") -> int:
+        fresh_accelerate()
+        flags = [recipe, *TINY, "--output_dir", str(output_dir), *map(str, flags)]
+        monkeypatch.setattr(sys, "argv", ["train_unet.py", *flags])
+        try:
+            run_script(train_unet.main, RECIPES, "", user_errors=(train_unet.DataError,))
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_shapes():
+    """A few of the demo's pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_unet, "textured_shapes", lambda image_size: textured_shapes(50, 21, image_size))
+        yield
+
+
+def launch(output_dir, *flags, config: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+               f"accelerate_configs/{config}.yaml", "train_unet.py", "demo", *TINY,
+               "--output_dir", str(output_dir), *map(str, flags)]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+# --- one run
+
+
+def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(run) == 0
+    found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "checkpoint-" not in str(p)}
+    figures = ("augmentations", "best_and_worst", "data_statistics", "loss", "lr", "model_summary", "overlays",
+               "samples", "scores", "throughput")  # fmt: skip
+    assert found == {"config.json", "metrics.jsonl", "summary.json", "test_predictions.npz",
+                     "predictions/step_5.npy", "predictions/step_6.npy",
+                     *(f"figures/{name}.png" for name in figures)}  # fmt: skip
+    values = summary(run)
+    names = ("dice", "dice_per_image", "iou", "iou_per_image", "pixel_accuracy", "dice_pet", "iou_background")
+    assert all(0 <= values[f"test/{name}"] <= 1 for name in names) and math.isfinite(values["test/loss"])
+    assert values["test/n_images"] == 21
+    logged = set().union(*curve(run))
+    assert {"train/loss", "lr", "train/gradient_norm", "test/dice", "test/iou", "test/loss"} <= logged
+    assert f"test Dice {values['test/dice']:.4f}, IoU {values['test/iou']:.4f}" in capsys.readouterr().out
+
+
+def test_eval_only_gives_the_same_score_and_trains_nothing(train, tmp_path):
+    assert train(tmp_path / "run") == 0
+    assert train(tmp_path / "evaluated", "--eval_only", "--resume", tmp_path / "run") == 0
+    for name in ("test/dice", "test/iou_per_image", "test/loss"):
+        assert summary(tmp_path / "evaluated")[name] == pytest.approx(summary(tmp_path / "run")[name], rel=1e-6)
+    assert not (tmp_path / "evaluated" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_as_the_readme_launches_it_learns_the_shapes(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml",
+               "train_unet.py", "demo", "--output_dir", str(tmp_path / "run")]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    scores = [line["test/dice"] for line in curve(tmp_path / "run") if "test/dice" in line]
+    assert scores[0] < 0.85 and scores[-1] >= 0.95
+    pictures = {p.name.split("_")[0] for p in (tmp_path / "run").rglob("media/images/figures/*.png")}
+    assert {"overlays", "best", "samples", "augmentations", "data", "model", "scores"} <= pictures
+
+
+# --- the four variants
+
+
+@pytest.mark.slow
+def test_all_trains_the_variants_compares_them_and_resumes_after_a_kill(train, tmp_path, monkeypatch, capsys):
+    flags = ("--dataset", "shapes", "--epochs", "1", "--max_train_steps", "3")
+    assert train(tmp_path / "whole", *flags, recipe="all") == 0
+    shown = capsys.readouterr().out
+    for name, variant in VARIANTS.items():
+        config = train_unet.json.loads((tmp_path / "whole" / name / "config.json").read_text())
+        assert config["recipe"] == name and variant.items() <= config.items()
+        row = next(line for line in shown.splitlines() if f" {name} " in line)
+        assert f"{summary(tmp_path / 'whole' / name)['test/dice']:.4f}" in row
+    assert (tmp_path / "whole" / "comparison.md").read_text() in shown
+    for name in ("table", "curves", "predictions"):
+        with Image.open(tmp_path / "whole" / "figures" / f"comparison_{name}.png") as picture:
+            assert min(picture.size) > 100
+
+    genuine, calls = train_unet.train_update, 0
+
+    def killed_in_the_second(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise Killed
+        return genuine(*args)
+
+    monkeypatch.setattr(train_unet, "train_update", killed_in_the_second)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", *flags, "--checkpointing_steps", "1", recipe="all")
+    monkeypatch.setattr(train_unet, "train_update", genuine)
+    assert train(tmp_path / "killed", *flags, "--resume", "latest", recipe="all") == 0
+    for name in VARIANTS:
+        for key, tensor in final_weights(tmp_path / "whole" / name).items():
+            assert torch.equal(tensor, final_weights(tmp_path / "killed" / name)[key]), (name, key)
+
+
+def test_all_refuses_to_resume_from_one_run(train, tmp_path, capsys):
+    assert train(tmp_path / "all", "--resume", tmp_path, recipe="all") == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_overfits_one_batch(name):
+    torch.manual_seed(0)
+    train, _ = textured_shapes(8, 1, 32)
+    images = train.images.float() / 127.5 - 1
+    masks = train_unet.masks_from_trimaps(train.trimaps, "binary", "pet")
+    config = Config(name, width=16, depth=3, **VARIANTS[name])
+    assert config == train_unet.replace(RECIPES[name][1], width=16, depth=3)
+    model = build_model(config)
+    optimizer = build_optimizer(model, config, fp16=False)
+    for _ in range(150):
+        optimizer.zero_grad()
+        segmentation_loss(model(images), masks, config.loss).mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        predicted = train_unet.predict_masks(model(images))
+    metrics = train_unet.segmentation_scores(train_unet.pixel_confusion(predicted, masks, 2), ("background", "pet"))
+    assert metrics["dice"] >= 0.99 and metrics["dice_per_image"] >= 0.99
+
+
+# --- resuming
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--loss", "bce+dice", "--dropout", "0.2"),
+        ("--downsampling", "strided", "--upsampling", "bilinear", "--ema_decay", "0", "--classes", "trimap",
+         "--gradient_accumulation_steps", "2", "--norm", "group"),
+    ],
+)  # fmt: skip
+def test_killed_anywhere_and_resumed_equals_uninterrupted_bit_for_bit(train, tmp_path, monkeypatch, flags):
+    flags = (*flags, "--checkpointing_steps", "3", "--max_train_steps", "10")
+    assert train(tmp_path / "whole", *flags) == 0
+    genuine = train_unet.train_update
+    calls = 0
+
+    def killed_at_5_and_8(*args):
+        nonlocal calls
+        calls += 1
+        if calls in (5, 10):  # after 4 updates, and (resumed at 3) after 7
+            raise Killed
+        return genuine(*args)
+
+    monkeypatch.setattr(train_unet, "train_update", killed_at_5_and_8)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", *flags, "--resume", "latest")
+    assert train(tmp_path / "killed", *flags, "--resume", "latest") == 0
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    for name, tensor in final_weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, final_weights(tmp_path / "killed")[name]), name
+
+
+# --- equal updates, equal scores
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path, monkeypatch):
+    """With batch norm over both processes; augmentation and order are the same for any number of them."""
+    flags = ("--lr", "1e-3", "--max_train_steps", "3", "--loss", "bce+dice", "--batch_size")
+    process = launch(tmp_path / "two", *flags, 10, config="cpu_2proc")
+    monkeypatch.setattr(train_unet, "textured_shapes", textured_shapes)  # the launched script's, whole
+    assert train(tmp_path / "doubled", *flags, 20) == 0
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    expected = final_weights(tmp_path / "doubled")
+    for name, tensor in final_weights(tmp_path / "two").items():
+        # AdamW's first steps have the size of the rate whatever the gradient's: rounding decides tiny ones' sign.
+        torch.testing.assert_close(tensor, expected[name], atol=5e-4, rtol=0, msg=name)
+    two, doubled = summary(tmp_path / "two"), summary(tmp_path / "doubled")
+    assert two["num_processes"] == 2 and two["test/n_images"] == doubled["test/n_images"] == 100
+    assert two["test/loss"] == pytest.approx(doubled["test/loss"], abs=1e-3)
+    first = [next(line["train/loss"] for line in curve(tmp_path / name) if "train/loss" in line)
+             for name in ("two", "doubled")]  # fmt: skip
+    assert first[0] == pytest.approx(first[1], rel=1e-5)
+
+
+def test_accumulation_trains_as_the_doubled_batch_where_norms_are_of_an_image(train, tmp_path):
+    flags = ("--norm", "group", "--loss", "dice")
+    assert train(tmp_path / "accumulated", *flags, "--batch_size", "5", "--gradient_accumulation_steps", "2") == 0
+    assert train(tmp_path / "doubled", *flags) == 0
+    expected = final_weights(tmp_path / "doubled")
+    for name, tensor in final_weights(tmp_path / "accumulated").items():
+        torch.testing.assert_close(tensor, expected[name], atol=5e-4, rtol=0, msg=name)
+
+
+def evaluate_in_process(rank: int, n_processes: int, store: str, folder: Path, batch_size: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n_processes),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    torch.set_num_threads(1)
+    if n_processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n_processes)
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == n_processes
+    torch.manual_seed(0)
+    config = Config("test", width=8, depth=2, eval_batch_size=batch_size, loss="bce+dice")
+    model = build_model(config)
+    _, test = textured_shapes(1, 37, 24)
+    masks = train_unet.masks_from_trimaps(test.trimaps, "binary", "ignore")
+    mean, std = torch.full((3,), 127.5), torch.full((3,), 73.6)
+    result = evaluate(accelerator, model, test.images, masks, mean, std, config)
+    torch.save(result, folder / f"{n_processes}-{rank}-{batch_size}.pt")
+    if n_processes > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_scores_depend_neither_on_the_batch_size_nor_on_the_number_of_processes(tmp_path):
+    runs = [(1, 16), (1, 1), (2, 16), (3, 5)]
+    for n, size in runs:
+        mp.spawn(evaluate_in_process, (n, str(tmp_path / f"store{n}-{size}"), tmp_path, size), nprocs=n)
+    expected, masks, dice = torch.load(tmp_path / "1-0-16.pt")
+    assert expected["n_images"] == 37 and 0 < expected["dice"] < 1
+    for n, size in runs[1:]:
+        for rank in range(n):
+            metrics, other_masks, other_dice = torch.load(tmp_path / f"{n}-{rank}-{size}.pt")
+            assert metrics == pytest.approx(expected, rel=1e-5)
+            assert torch.equal(other_masks, masks) and torch.equal(other_dice, dice)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_optimizer_has_every_trained_parameter_once(recipe):
+    model = build_model(RECIPES[recipe][1])
+    groups = build_optimizer(model, RECIPES[recipe][1], fp16=False).param_groups
+    held = [id(p) for group in groups for p in group["params"]]
+    assert len(held) == len(set(held)) and set(held) == {id(p) for p in model.parameters()}
+
+
+# --- options
+
+
+def test_three_classes_and_odd_sizes(train, tmp_path):
+    assert train(tmp_path / "run", "--classes", "trimap", "--image_size", "37") == 0
+    values = summary(tmp_path / "run")
+    assert {"test/dice_background", "test/dice_pet", "test/dice_border"} <= values.keys()
+    mean = np.mean([values[f"test/dice_{name}"] for name in ("background", "pet", "border")])
+    assert values["test/dice"] == pytest.approx(mean)
+
+
+def test_what_the_border_counts_as_is_seen_in_the_scores(train, tmp_path):
+    assert train(tmp_path / "run", "--max_train_steps", "1") == 0
+    pixels = {}
+    for border in ("pet", "background", "ignore"):
+        flags = ("--eval_only", "--resume", tmp_path / "run", "--border", border)
+        assert train(tmp_path / border, *flags) == 0
+        with np.load(tmp_path / border / "test_predictions.npz") as arrays:
+            pixels[border] = [(arrays["true_masks"] == value).sum() for value in (0, 1, 255)]
+    assert pixels["pet"][1] == pixels["background"][1] + pixels["ignore"][2] and pixels["pet"][2] == 0
+    assert pixels["background"][0] == pixels["pet"][0] + pixels["ignore"][2] and pixels["ignore"][2] > 0
+
+
+def test_find_lr_suggests_plots_and_starts_no_run(train, tmp_path, capsys):
+    assert train(tmp_path / "run", "--find_lr") == 0
+    shown = capsys.readouterr().out
+    assert "valley" in shown and "steepest" in shown
+    assert [str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*.*")] == [
+        "figures/lr_range_test.png"
+    ]
+
+
+@pytest.mark.slow
+def test_compile_changes_neither_weights_nor_random_numbers(train, tmp_path):
+    flags = ("--max_train_steps", "3", "--depth", "1", "--log_every", "1")
+    assert train(tmp_path / "eager", *flags) == 0
+    assert train(tmp_path / "compiled", *flags, "--compile", "--profile") == 0
+    losses = [
+        [line["train/loss"] for line in curve(tmp_path / name) if "train/loss" in line]
+        for name in ("eager", "compiled")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)  # AdamW's first steps blow rounding up in the weights
+    assert summary(tmp_path / "compiled")["compile_seconds"] > 0
+
+
+def test_bf16_trains_close_to_fp32(train, tmp_path, monkeypatch):
+    assert train(tmp_path / "fp32") == 0
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert train(tmp_path / "bf16") == 0
+    losses = [summary(tmp_path / name)["test/loss"] for name in ("fp32", "bf16")]
+    assert losses[0] == pytest.approx(losses[1], abs=0.1) and losses[0] != losses[1]
+
+
+def test_a_run_that_diverges_says_so_and_exits_1(train, tmp_path, capsys):
+    assert train(tmp_path / "run", "--lr", "1e30", "--norm", "none", "--max_grad_norm", "0") == 1
+    assert "not finite" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+# --- own data, and bad data
+
+
+def write_pets(root: Path, n: int = 12) -> None:
+    """Pictures of a light disc on dark ground, in Pet's official layout, of several sizes."""
+    (root / "images").mkdir(parents=True)
+    (root / "annotations" / "trimaps").mkdir(parents=True)
+    for split, start in (("trainval", 0), ("test", n)):
+        names = [f"disc_{i}" for i in range(start, start + n)]
+        for i, name in enumerate(names):
+            height, width = 40 + i, 50
+            distance = np.hypot(*(np.indices((height, width)) - np.array([[[20]], [[25]]])))
+            trimap = np.where(distance < 12, 1, np.where(distance < 14, 3, 2)).astype(np.uint8)
+            Image.fromarray(np.where(trimap == 2, 30, 200 + i).astype(np.uint8)).convert("RGB").save(
+                root / "images" / f"{name}.jpg"
+            )
+            Image.fromarray(trimap).save(root / "annotations" / "trimaps" / f"{name}.png")
+        lines = "".join(f"{name} 1 1 1\n" for name in names)
+        (root / "annotations" / f"{split}.txt").write_text("#Image CLASS-ID SPECIES BREED ID\n" + lines)
+
+
+def test_own_pictures_in_the_official_layout(train, tmp_path):
+    write_pets(tmp_path / "pets")
+    flags = ("--data_dir", tmp_path / "pets", "--batch_size", "4", "--max_train_steps", "40")
+    assert train(tmp_path / "run", *flags) == 0
+    assert summary(tmp_path / "run")["test/n_images"] == 12
+    assert summary(tmp_path / "run")["test/dice"] >= 0.9
+
+
+def test_bad_data_and_flags_are_one_line_and_exit_code_2(train, tmp_path, capsys):
+    write_pets(tmp_path / "pets")
+    (tmp_path / "pets" / "annotations" / "trimaps" / "disc_3.png").unlink()
+    (tmp_path / "empty").mkdir()
+    for flags, named in (
+        (("--data_dir", tmp_path / "pets"), "disc_3"),
+        (("--data_dir", tmp_path / "empty"), str(tmp_path / "empty")),
+        (("--scale", "-1"), "--scale"),
+        (("--depth", "0"), "depth"),
+        (("--width", "12", "--norm", "group"), "width"),
+    ):
+        assert train(tmp_path / "run", *flags) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
+        assert line.startswith("error:") and named in line
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,104 @@
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.masked_images import masks_from_trimaps
+from data.textured_shapes import textured_shapes
+from models.segmentation_scores import dice_of_images, pixel_confusion
+from tools.segment import Segmenter, main
+from training.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def train(output_dir: Path, script: str, *flags: str) -> Path:
+    command = [sys.executable, script, "demo", "--tracker", "none", "--output_dir", str(output_dir), *flags]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return output_dir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a short run on textured shapes."""
+    flags = ("--width", "8", "--depth", "2", "--max_train_steps", "12", "--evaluate_every", "0")
+    return train(tmp_path_factory.mktemp("segment") / "run", "train_unet.py", *flags)
+
+
+def save(images: torch.Tensor, folder: Path) -> list[Path]:
+    paths = [folder / f"{i}.png" for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return paths
+
+
+def test_it_repeats_the_test_dice_of_the_run(run, tmp_path):
+    summary = json.loads((run / "summary.json").read_text())
+    _, test = textured_shapes()
+    segmenter = Segmenter(run)
+    assert segmenter.class_names == ["background", "pet"]
+    predicted = segmenter.masks(test.images, (64, 64))
+    counts = pixel_confusion(predicted, masks_from_trimaps(test.trimaps, "binary", "pet"), 2)
+    assert float(dice_of_images(counts).mean()) == pytest.approx(summary["test/dice_per_image"], abs=1e-3)
+    for (pixels, mask), image, expected in zip(
+        segmenter(save(test.images[:3], tmp_path)), test.images, predicted, strict=False
+    ):
+        assert torch.equal(pixels, image) and torch.equal(mask, expected)
+
+
+def test_masks_and_overlays_have_the_size_of_their_picture(run, tmp_path):
+    _, test = textured_shapes()
+    picture = Image.fromarray(test.images[0].permute(1, 2, 0).numpy())
+    sizes = {"wide": (131, 97), "small": (20, 33), "same": (64, 64)}
+    for name, size in sizes.items():
+        picture.resize(size).save(tmp_path / f"{name}.png")
+    files = [str(tmp_path / f"{name}.png") for name in sizes]
+    command = [sys.executable, "-m", "tools.segment", str(run), *files, "--output_dir", str(tmp_path / "out")]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == files
+    for (name, size), line in zip(sizes.items(), lines, strict=True):
+        with Image.open(tmp_path / "out" / f"{name}_mask.png") as mask:
+            assert mask.size == size and mask.mode == "L"
+            values = np.asarray(mask)
+        assert set(np.unique(values)) <= {0, 255}
+        assert line.split("\t")[2] == f"pet {(values == 255).mean():.1%}"
+        with Image.open(tmp_path / "out" / f"{name}_overlay.png") as overlay:
+            assert overlay.size == size and overlay.mode == "RGB"
+
+
+def test_a_larger_copy_of_a_picture_gets_a_larger_copy_of_its_mask(run):
+    _, test = textured_shapes()
+    segmenter = Segmenter(run)
+    small, large = segmenter.masks(test.images[:8], (64, 64)), segmenter.masks(test.images[:8], (128, 128))
+    enlarged = small.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert float((large == enlarged).float().mean()) > 0.85  # short training: ragged edges
+
+
+def test_what_cannot_be_read_is_one_line_and_exit_code_2(run, tmp_path, capsys):
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(buffer, "PNG")
+    (tmp_path / "cut.png").write_bytes(buffer.getvalue()[:50])
+    for run_dir, files, named in (
+        (run, [tmp_path / "cut.png"], "cut.png"),
+        (run, [tmp_path / "absent.png"], "absent.png"),
+        (tmp_path, ["x.png"], str(tmp_path)),
+        (run, ["a/x.png", "b/x.png"], "called x"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(str(run_dir), tuple(map(str, files)), str(tmp_path / "out"))
+        assert end.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error:") and named in line
+
+
+def test_the_run_of_another_script_is_refused(tmp_path):
+    flags = ("--model", "ultimus", "--optimizer", "adamw", "--lr", "0.01", "--max_train_steps", "1")
+    other = train(tmp_path / "other", "train_cifar.py", *flags)
+    with pytest.raises(UsageError, match="not of train_unet"):
+        Segmenter(other)

@@ -1,0 +1,102 @@
+"""Segment pictures with a finished run: `python -m tools.segment RUN FILES ..` writes masks and overlays.
+
+All that it needs is in the run's folder: the checkpoint brings weights, config, class names and statistics along.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from torch.nn import functional as F
+from tyro.conf import Positional
+
+from data.augmentation import normalise
+from data.errors import DataError
+from data.pets import decode_picture
+from models.segmentation_scores import predict_masks
+from train_unet import Config, build_model
+from training.checkpoints import find_checkpoint, load_weights, read_state
+from training.errors import UsageError
+from training.segmentation_figures import overlay_masks
+
+
+class Segmenter:
+    """A trained U-Net: `Segmenter(run)(paths)` yields a picture and its mask for each file.
+
+    `run` is a run folder (its newest checkpoint is taken) or one checkpoint. Raises UsageError if there is none.
+    """
+
+    def __init__(self, run: str | Path, device: torch.device | None = None):
+        checkpoint = find_checkpoint(str(run), Path(run), prefer_best=True)
+        saved = read_state(checkpoint)["config"]
+        if "upsampling" not in saved:
+            raise UsageError(f"{checkpoint} is not of train_unet.py: name the folder of one of its runs")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.config = Config(**{f.name: saved[f.name] for f in fields(Config) if f.name in saved})
+        described = json.loads((checkpoint / "data.json").read_text(encoding="utf-8"))
+        self.class_names, self.image_size = described["class_names"], described["image_size"]
+        self.mean, self.std = (torch.tensor(described[name], device=self.device) for name in ("mean", "std"))
+        self.model = build_model(self.config)
+        load_weights(self.model, checkpoint)
+        self.model.to(self.device, memory_format=torch.channels_last).eval()
+
+    @torch.no_grad()
+    def masks(self, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Images (B, 3, S, S) uint8 at the size of the training -> masks (B, H, W) uint8 at `size` (H, W)."""
+        logits = self.model(normalise(images.to(self.device), self.mean, self.std)).float()
+        if logits.shape[2:] != size:
+            logits = F.interpolate(logits, size, mode="bilinear", antialias=True)
+        return predict_masks(logits).cpu()
+
+    def __call__(self, paths: Sequence[str | Path]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """For each file, in order, the picture (3, H, W) uint8 and its mask (H, W) uint8, at its own size.
+
+        The net sees the whole picture at the size of its training, as it did then. Raises DataError, naming the
+        file, for one that cannot be read.
+        """
+        for path in paths:
+            picture = decode_picture(Path(path))
+            small = picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+            pixels, inputs = (torch.tensor(np.asarray(p)).permute(2, 0, 1) for p in (picture, small))
+            yield pixels, self.masks(inputs[None], (picture.height, picture.width))[0]
+
+
+def main(
+    run: Positional[str],
+    files: Positional[tuple[str, ...]],
+    output_dir: Annotated[str, tyro.conf.arg(help="where the masks and overlays go")] = "segmented",
+) -> None:
+    """Write NAME_mask.png (0 background, 255 pet, 128 border) and NAME_overlay.png for each picture.
+
+    Args:
+        run: run folder or one checkpoint
+        files: image files
+    """
+    try:
+        names = [Path(file).stem for file in files]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UsageError(f"two of the files are called {twice}, and so would their masks: segment them apart")
+        segmenter = Segmenter(run)
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        grey_levels = np.array([0, 255, 128], np.uint8)  # of background, pet and border
+        for file, name, (picture, mask) in zip(files, names, segmenter(files), strict=True):
+            overlay = overlay_masks(picture[None], mask[None])[0].permute(1, 2, 0).numpy()
+            Image.fromarray(grey_levels[mask.numpy()]).save(folder / f"{name}_mask.png")
+            Image.fromarray(overlay).save(folder / f"{name}_overlay.png")
+            shares = [f"{label} {(mask == k).float().mean():.1%}" for k, label in enumerate(segmenter.class_names)]
+            print(f"{file}\t{folder / name}_mask.png\t{', '.join(shares[1:])}")
+    except (UsageError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, use_underscores=True)

@@ -1,0 +1,443 @@
+"""Train a U-Net from scratch on Oxford-IIIT Pet, in four variants that can be compared.
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml train_unet.py demo
+    accelerate launch --config_file accelerate_configs/t4.yaml train_unet.py mp-tr-dice
+    accelerate launch --config_file accelerate_configs/cpu_bf16.yaml train_unet.py all --data_dir oxford-iiit-pet
+
+`all` trains the four variants one after another and writes comparison.md and its figures beside their folders.
+
+The pictures lie on the device as uint8 and are augmented there with their masks, a batch at a time. Dice and IoU
+are those of the last weights (their moving average where there is one) on the whole test split at the training
+size: `test/dice` over all pixels of the data set, `test/dice_per_image` as the mean of the pictures' own values.
+"""
+
+import itertools
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from tyro.conf import Suppress
+
+from data.augmentation import normalise
+from data.epoch_order import plan_epoch
+from data.errors import DataError
+from data.joint_augmentation import JointAugmentation, JointAugmenter
+from data.masked_images import masks_from_trimaps, picture_statistics
+from data.pets import PetSplits, load_pets
+from data.textured_shapes import textured_shapes
+from models.batch_norm import synchronize_batch_norm
+from models.segmentation_losses import segmentation_loss
+from models.segmentation_scores import dice_of_images, pixel_confusion, predict_masks, segmentation_scores
+from models.unet import UNet
+from training.checkpoints import check_files, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from training.cli import run_script
+from training.ema import EMA
+from training.errors import UsageError
+from training.figures import plot_curves
+from training.lr_finder import lr_range_test, preserved_state, report_lr_range_test
+from training.metrics import MetricWindow
+from training.model_summary import write_model_summary
+from training.profiling import profiler
+from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
+from training.schedules import one_cycle, set_lr
+from training.segmentation_comparison import write_comparison
+from training.segmentation_figures import keep_predictions, write_data_figures, write_result_figures
+
+
+@dataclass(frozen=True)
+class Config:
+    recipe: Suppress[str]  # name of the recipe, for the run's folder and the tracker
+    # --- data
+    dataset: Literal["pet", "shapes"] = "pet"  # Oxford-IIIT Pet, or embedded textured shapes
+    data_dir: str = ""  # folder of Pet's images/ and annotations/, or of its two tarballs, instead of a download
+    image_size: int = 128  # side that pictures and masks are resized to, in pixels
+    classes: Literal["binary", "trimap"] = "binary"  # pet against background; or background, pet and border
+    border: Literal["pet", "background", "ignore"] = "pet"  # what the border counts as in binary masks
+    # --- augmentation, of picture and mask together
+    flip: bool = True  # half of the pictures are mirrored
+    scale: float = 0.4  # the crop's sides are 1 / (1 + this) to 1 + this of the picture's
+    aspect: float = 0.2  # and the ratio of its sides likewise
+    shift: float = 0.1  # its centre is moved by this share of the side at most
+    rotation: float = 20.0  # largest turn to either side, in degrees
+    brightness: float = 0.3  # brightness is multiplied by 1 +- this at most
+    contrast: float = 0.3  # contrast likewise
+    saturation: float = 0.3  # saturation likewise
+    # --- batches
+    batch_size: int = 16  # pictures of a micro-batch in one process
+    gradient_accumulation_steps: int = 1  # micro-batches of a process in an update
+    # --- model
+    downsampling: Literal["maxpool", "strided"] = "maxpool"  # max-pooling, or convolution of stride 2
+    upsampling: Literal["transposed", "bilinear"] = "transposed"  # transposed convolution, or bilinear and 3x3
+    width: int = 32  # channels of the first level; they double at each further one
+    depth: int = 4  # times that the resolution is halved
+    norm: Literal["batch", "group", "instance", "none"] = "batch"  # normalisation after each convolution
+    dropout: float = 0.0  # share of the channels zeroed at the lowest resolution
+    # --- optimization
+    loss: Literal["bce", "dice", "bce+dice"] = "bce"  # cross-entropy with logits, soft Dice, or their sum
+    epochs: int = 100  # passes over the training pictures
+    max_train_steps: int = 0  # updates in all, instead of epochs; 0: by epochs
+    lr: float = 2e-3  # peak of the one-cycle schedule, for AdamW
+    pct_start: float = 0.2  # share of the updates that the rate rises for
+    weight_decay: float = 0.05  # on filters; none on biases and norms
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm; 0: not at all
+    ema_decay: float = 0.99  # moving average of the weights, which is what is evaluated; 0: none
+    seed: int = 0  # of the initial weights, the order of the pictures and their augmentation
+    # --- evaluation
+    evaluate_every: int = 10  # epochs between evaluations on the test split; 0: only at the end
+    eval_batch_size: int = 64  # pictures evaluated at a time
+    eval_only: bool = False  # only evaluate the newest checkpoint of --resume, or of --output_dir
+    # --- run
+    output_dir: str = ""  # where the run is written; default runs/unet/<recipe>
+    resume: str = ""  # "latest", a run folder or a checkpoint to go on from
+    checkpointing_steps: int = 0  # updates between checkpoints; 0: one at each evaluation
+    checkpoints_total_limit: int = 2  # newest checkpoints that are kept; 0: all
+    log_every: int = 20  # updates between log lines
+    find_lr: bool = False  # run a learning-rate range test, suggest a rate and end
+    compile: bool = False  # torch.compile the model
+    profile: bool = False  # profile a few updates: table and trace in <output_dir>/profile
+    tracker: Literal["wandb", "none"] = "wandb"  # where metrics go besides metrics.jsonl
+
+
+VARIANTS = {
+    "mp-tr-bce": {"downsampling": "maxpool", "upsampling": "transposed", "loss": "bce"},
+    "mp-tr-dice": {"downsampling": "maxpool", "upsampling": "transposed", "loss": "dice"},
+    "strconv-tr-bce": {"downsampling": "strided", "upsampling": "transposed", "loss": "bce"},
+    "strconv-ups-dice": {"downsampling": "strided", "upsampling": "bilinear", "loss": "dice"},
+}
+
+RECIPES: dict[str, tuple[str, Config]] = {
+    "demo": (
+        "textured shapes drawn by code; no download, a minute on two CPU cores",
+        Config(
+            recipe="demo", dataset="shapes", image_size=64, width=16, depth=3, loss="bce+dice", epochs=10,
+            evaluate_every=1, log_every=10,
+        ),
+    ),
+    "all": ("the four variants below, one after another, and their comparison", Config(recipe="all")),
+    "mp-tr-bce": ("max-pooling, transposed convolutions, BCE", Config("mp-tr-bce", **VARIANTS["mp-tr-bce"])),
+    "mp-tr-dice": ("max-pooling, transposed convolutions, Dice", Config("mp-tr-dice", **VARIANTS["mp-tr-dice"])),
+    "strconv-tr-bce": (
+        "strided and transposed convolutions, BCE", Config("strconv-tr-bce", **VARIANTS["strconv-tr-bce"])
+    ),
+    "strconv-ups-dice": (
+        "strided convolutions, bilinear upsampling, Dice",
+        Config("strconv-ups-dice", **VARIANTS["strconv-ups-dice"]),
+    ),
+}  # fmt: skip
+
+CLASS_NAMES = {"binary": ("background", "pet"), "trimap": ("background", "pet", "border")}  # by mask value
+
+
+def load_splits(config: Config) -> PetSplits:
+    if config.dataset == "shapes" and not config.data_dir:
+        return PetSplits(*textured_shapes(image_size=config.image_size))
+    return load_pets(config.data_dir or None, image_size=config.image_size)
+
+
+def build_model(config: Config) -> UNet:
+    """The net: normalised pictures (B, 3, S, S) -> logits (B, 1, S, S), or (B, 3, S, S) for three classes."""
+    try:
+        return UNet(
+            n_outputs=1 if config.classes == "binary" else 3, width=config.width, depth=config.depth,
+            downsampling=config.downsampling, upsampling=config.upsampling, norm=config.norm,
+            dropout=config.dropout,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def build_optimizer(model: nn.Module, config: Config, fp16: bool) -> torch.optim.Optimizer:
+    """Every parameter in one group: filters, and vectors (biases, norms)."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    # fused hides from Accelerate that fp16 skipped a step
+    return torch.optim.AdamW(groups, config.lr, (0.9, 0.99), fused=not fp16)
+
+
+def train_update(
+    accelerator: Accelerator, model, optimizer, augmenter: JointAugmenter, ids: Tensor, config: Config, lr: float
+) -> tuple[Tensor, Tensor]:
+    """One optimizer update on the pictures `ids` (B,); this process takes its share of the micro-batches.
+
+    Returns its sum over pictures of the loss (1,), and the gradient norm.
+    """
+    set_lr(optimizer, lr)
+    n_parts = accelerator.num_processes * config.gradient_accumulation_steps
+    sums = torch.zeros(1, device=accelerator.device)
+    for part in ids.tensor_split(n_parts)[accelerator.process_index :: accelerator.num_processes]:
+        images, masks = augmenter.batch(part)
+        with accelerator.accumulate(model):
+            loss = segmentation_loss(model(images), masks, config.loss).sum()
+            # The mean over all pictures of the update: DDP averages over processes and backward() divides by
+            # the accumulation steps, so the sum is scaled up by both.
+            accelerator.backward(loss * (n_parts / len(ids)))
+            if accelerator.sync_gradients:
+                gradient_norm = accelerator.clip_grad_norm_(
+                    model.parameters(),
+                    config.max_grad_norm or math.inf,  # inf: only measure
+                )
+            optimizer.step()
+            optimizer.zero_grad()
+        sums += loss.detach()
+    return sums, gradient_norm
+
+
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator, model: nn.Module, images: Tensor, masks: Tensor, mean: Tensor, std: Tensor,
+    config: Config,
+) -> tuple[dict[str, float], Tensor, Tensor]:  # fmt: skip
+    """Loss and scores over pictures (N, 3, S, S) uint8 with masks (N, S, S), whatever the batch size.
+
+    Every process takes a share and all get the same answer: (metrics, predicted masks (N, S, S) uint8, Dice of
+    each picture (N,)). `model` is a plain one, not the prepared.
+    """
+    model.eval()
+    names = CLASS_NAMES[config.classes]
+    n, k = len(images), len(names)
+    mine = torch.arange(accelerator.process_index, n, accelerator.num_processes, device=images.device)
+    losses, predicted = torch.zeros(n, device=images.device), torch.zeros_like(masks)
+    counts = torch.zeros(n, k, k, dtype=torch.int64, device=images.device)
+    for ids in mine.split(config.eval_batch_size):
+        with accelerator.autocast():
+            logits = model(normalise(images[ids], mean, std))
+        losses[ids] = segmentation_loss(logits, masks[ids], config.loss)
+        predicted[ids] = predict_masks(logits)
+        counts[ids] = pixel_confusion(predicted[ids], masks[ids], k)
+    # Each picture has one row, filled by one process: their sums hold each once.
+    losses, predicted, counts = (sum_over_processes(accelerator, rows) for rows in (losses, predicted, counts))
+    metrics = {"loss": float(losses.mean()), **segmentation_scores(counts, names), "n_images": n}
+    return metrics, predicted, dice_of_images(counts)
+
+
+def find_lr(accelerator, model, optimizer, augmenter: JointAugmenter, config: Config) -> None:
+    """Range test over the first updates; prints the suggestion and writes figures/lr_range_test.png."""
+    n_images, n_parts = augmenter.n_images, accelerator.num_processes * config.gradient_accumulation_steps
+    updates = (
+        ids
+        for epoch in itertools.count()
+        for ids in plan_epoch(n_images, config.batch_size * n_parts, config.seed, epoch, accelerator.device)
+    )
+
+    def update_at(lr: float) -> Tensor:
+        ids = next(updates)
+        sums, _ = train_update(accelerator, model, optimizer, augmenter, ids, config, lr)
+        return sum_over_processes(accelerator, sums)[0] / len(ids)
+
+    result = lr_range_test(update_at, accelerator=accelerator, model=model, optimizer=optimizer, max_lr=1.0)
+    report_lr_range_test(accelerator, result, Path(config.output_dir))
+
+
+def train_variants(output_dir: Path, config: Config) -> None:
+    """The four variants in folders below `output_dir`, which finds their comparison; what is finished stays."""
+    if config.resume not in ("", "latest"):
+        raise UsageError(f"--resume {config.resume} is of one run: all takes --resume latest, or name a variant")
+    folders = {name: output_dir / name for name in VARIANTS}
+    for name, variant in VARIANTS.items():
+        finished = (folders[name] / "summary.json").exists()
+        if not (config.resume and finished) or config.eval_only:
+            train(replace(config, recipe=name, output_dir=str(folders[name]), **variant))
+    if PartialState().is_main_process and not config.find_lr:
+        print(write_comparison(output_dir, folders))
+
+
+def train(config: Config) -> None:
+    """One run, from the data to summary.json."""
+    accelerator = open_accelerator(config.gradient_accumulation_steps)
+    device = accelerator.device
+    set_seed(config.seed)
+
+    # --- data and model, before anything is written
+    with accelerator.local_main_process_first():  # the others find the decoded pictures in the cache
+        splits = load_splits(config)
+    n_train = len(splits.train.images)
+    n_parts = accelerator.num_processes * config.gradient_accumulation_steps
+    if min(n_train, len(splits.test.images)) < n_parts:
+        counts = f"{n_train} training and {len(splits.test.images)} test pictures"
+        raise DataError(f"{counts} are too few for {n_parts} micro-batches")
+    class_names = CLASS_NAMES[config.classes]
+    train_masks, test_masks = (
+        masks_from_trimaps(split.trimaps, config.classes, config.border) for split in (splits.train, splits.test)
+    )
+    train_images, test_images = splits.train.images.to(device), splits.test.images.to(device)
+    statistics = picture_statistics(splits.train.images, train_masks, len(class_names))
+    mean, std = (255 * statistics[name].to(device, torch.float32) for name in ("mean", "std"))
+    augmentation = JointAugmentation(
+        config.flip, config.scale, config.aspect, config.shift, config.rotation, config.brightness,
+        config.contrast, config.saturation,
+    )  # fmt: skip
+    augmenter = JointAugmenter(train_images, train_masks.to(device), augmentation, mean, std, config.seed)
+    model = build_model(config).to(device, memory_format=torch.channels_last)
+    update_size = config.batch_size * n_parts
+    updates_per_epoch = math.ceil(n_train / update_size)
+    total_steps = config.max_train_steps or config.epochs * updates_per_epoch
+    # What a checkpoint keeps of the data: tools need it, and a resume must find the same.
+    described = {"n_train": n_train, "image_size": config.image_size, "class_names": class_names,
+                 "mean": mean.tolist(), "std": std.tolist()}  # fmt: skip
+    data_file = {"data.json": json.dumps(described, indent=1)}
+
+    checkpoint = None
+    if config.resume or config.eval_only:
+        resume = config.resume or config.output_dir
+        checkpoint = find_checkpoint(resume, Path(config.output_dir), prefer_best=config.eval_only)
+    if checkpoint:
+        check_files(checkpoint, data_file)
+    ema = EMA(model, config.ema_decay) if config.ema_decay > 0 else None
+    if accelerator.num_processes > 1:
+        model = synchronize_batch_norm(model, device)
+    optimizer = build_optimizer(model, config, fp16=accelerator.mixed_precision == "fp16")
+    if config.compile:
+        model.compile()
+    model, optimizer = accelerator.prepare(model, optimizer)
+    evaluated = ema.module if ema else accelerator.unwrap_model(model)
+    state = {"step": 0, "epoch": 0, "updates_in_epoch": 0}
+    window = MetricWindow(accelerator, ("train/loss",), rate="train/images_per_second")
+    set_seed(config.seed, device_specific=True)
+    if checkpoint:
+        state = load_checkpoint(accelerator, model, checkpoint, ema)
+        window.load(state["window"])
+    if config.find_lr:
+        return find_lr(accelerator, model, optimizer, augmenter, config)
+
+    best = {"test/dice": "max", "test/iou": "max", "test/loss": "min"}
+    run = Run(accelerator, "unet", config, checkpoint, state, best)
+    run.print(
+        f"{n_train:,} training and {len(test_images):,} test pictures of {config.image_size}x{config.image_size}; "
+        f"{sum(p.numel() for p in model.parameters()):,} parameters; "
+        f"{total_steps:,} updates, {updates_per_epoch} an epoch"
+    )
+    if accelerator.is_main_process and not config.eval_only:
+        views = []
+        for epoch in range(10):
+            augmenter.draw(epoch)
+            views.append(augmenter.batch(torch.zeros(1, dtype=torch.int64, device=device)))
+        pixels = (torch.cat([image for image, _ in views]) * std[:, None, None] + mean[:, None, None]) / 255
+        of_splits = {
+            "train": statistics,
+            "test": picture_statistics(splits.test.images, test_masks, len(class_names)),
+        }
+        write_data_figures(run.figures_dir, of_splits, splits.train.images, train_masks, class_names,
+                           pixels.clamp(0, 1).cpu(), torch.cat([mask for _, mask in views]).cpu())  # fmt: skip
+        write_model_summary(run.figures_dir / "model_summary.png", evaluated, views[0][0])
+
+    def save() -> Path:
+        saved = {**state, **run.state(), "window": window.state(), "config": asdict(config)}
+        return save_checkpoint(accelerator, model, run.output_dir, saved, ema=ema, files=data_file,
+                               total_limit=config.checkpoints_total_limit)  # fmt: skip
+
+    def evaluate_test(epoch: float) -> tuple[dict[str, float], Tensor, Tensor]:
+        metrics, predicted, dice = evaluate(
+            accelerator, evaluated, test_images, test_masks.to(device), mean, std, config
+        )
+        run.log({f"test/{name}": value for name, value in metrics.items()}, state["step"], epoch)
+        if accelerator.is_main_process:
+            keep_predictions(run.output_dir, state["step"], predicted.cpu())
+        return metrics, predicted, dice
+
+    def due(every: int) -> bool:
+        return every > 0 and state["step"] % every == 0
+
+    compile_seconds = 0.0
+    done = config.eval_only or state["step"] >= total_steps
+    if config.compile and not done:  # before the clock runs, and without a trace in weights or random numbers
+        started = time.perf_counter()
+        with preserved_state(accelerator, model, optimizer):
+            for ids in plan_epoch(n_train, update_size, config.seed, 0, device)[:: max(updates_per_epoch - 1, 1)]:
+                train_update(accelerator, model, optimizer, augmenter, ids, config, 0.0)
+        compile_seconds = time.perf_counter() - started
+    last_checkpoint = checkpoint
+    bar = run.progress_bar(total_steps, state["step"])
+    with bar, profiler(run.output_dir, accelerator, enabled=config.profile) as profile:
+        window.start()
+        while not done:
+            augmenter.draw(state["epoch"])
+            updates = plan_epoch(n_train, update_size, config.seed, state["epoch"], device)
+            for ids in updates[state["updates_in_epoch"] :]:
+                lr = one_cycle(state["step"], total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start)
+                sums, gradient_norm = train_update(accelerator, model, optimizer, augmenter, ids, config, lr)
+                state["updates_in_epoch"] += 1
+                if accelerator.optimizer_step_was_skipped:  # an fp16 overflow: not an update
+                    window.skip(sums, state["step"], last_checkpoint)
+                    continue
+                state["step"] += 1
+                window.add(sums, len(ids))
+                if ema:
+                    ema.update(accelerator.unwrap_model(model))
+                profile.step()
+                bar.update()
+
+                done = state["step"] == total_steps
+                ends_epoch = state["updates_in_epoch"] == len(updates)
+                every = config.evaluate_every
+                evaluates = not done and ends_epoch and every > 0 and (state["epoch"] + 1) % every == 0
+                saves = done or (due(config.checkpointing_steps) if config.checkpointing_steps else evaluates)
+                logs = done or due(config.log_every)
+                stops = run.stop_requested(agree=logs)
+                epoch = state["epoch"] + state["updates_in_epoch"] / len(updates)
+                if logs or evaluates or saves or stops:
+                    window.raise_if_diverged(state["step"], gradient_norm, last_checkpoint)
+                if logs:
+                    values = window.read() | {"train/gradient_norm": float(gradient_norm), "lr": lr}
+                    run.log(values, state["step"], epoch)
+                    speed = f"{values['train/images_per_second']:,.0f} images/s"
+                    bar.set_postfix_str(f"loss {values['train/loss']:.3f}, lr {lr:.1e}, {speed}", refresh=False)
+                window.stop()
+                if evaluates:
+                    metrics, _, _ = evaluate_test(epoch)
+                    run.print(f"epoch {epoch:g}: test Dice {metrics['dice']:.4f}, IoU {metrics['iou']:.4f}")
+                    model.train()
+                if saves or stops:
+                    last_checkpoint = save()
+                if stops:
+                    run.exit_after_signal(last_checkpoint)
+                if done:
+                    break
+                window.start()
+            else:
+                state["epoch"], state["updates_in_epoch"] = state["epoch"] + 1, 0
+
+    # --- the last weights on the test split
+    run.release_signals()
+    load_weights(evaluated, last_checkpoint)
+    metrics, predicted, dice = evaluate_test(state["step"] / updates_per_epoch)
+    if accelerator.is_main_process:
+        plot_curves(
+            run.metrics_path, run.figures_dir,
+            {"loss": ["train/loss", "test/loss"], "scores": ["test/dice", "test/iou"], "lr": ["lr"],
+             "throughput": ["train/images_per_second"]},
+        )  # fmt: skip
+        write_result_figures(run.output_dir, splits.test.images, test_masks, predicted.cpu(), dice.cpu(),
+                             splits.test.names, updates_per_epoch)  # fmt: skip
+        run.log_figures(sorted(run.figures_dir.glob("*.png")), state["step"])
+    summary = {f"test/{name}": value for name, value in metrics.items()}
+    if config.compile:
+        summary["compile_seconds"] = round(compile_seconds, 2)
+    run.finish(summary, window.train_seconds, evaluated, close=False)
+    run.print(
+        f"test Dice {metrics['dice']:.4f}, IoU {metrics['iou']:.4f} over all pixels of {metrics['n_images']:,} "
+        f"pictures; {metrics['dice_per_image']:.4f}, {metrics['iou_per_image']:.4f} as means of the pictures\n"
+        f"figures in {run.figures_dir}"
+    )
+
+
+def main(config: Config) -> None:
+    accelerator = open_accelerator(config.gradient_accumulation_steps)
+    output_dir = Path(config.output_dir or f"runs/unet/{config.recipe}")
+    if config.recipe == "all":
+        train_variants(output_dir, config)
+    else:
+        train(replace(config, output_dir=str(output_dir)))
+    close_accelerator(accelerator)
+
+
+if __name__ == "__main__":
+    run_script(main, RECIPES, __doc__, user_errors=(DataError,))
