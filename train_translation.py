@@ -1,9 +1,10 @@
-"""Train an encoder-decoder Transformer to translate, from scratch, on parallel text.
+"""Train an encoder-decoder Transformer, or an LSTM with attention, to translate, from scratch, on parallel text.
 
     accelerate launch --config_file accelerate_configs/cpu.yaml train_translation.py demo
     accelerate launch --config_file accelerate_configs/t4.yaml train_translation.py opus-en-it
     accelerate launch --config_file accelerate_configs/cpu_bf16.yaml train_translation.py opus-en-it \
         --train_files corpus.en.gz corpus.it.gz
+    accelerate launch --config_file accelerate_configs/cpu_bf16.yaml train_translation.py de-en-lstm
 
 Two CPU cores (results/): demo BLEU 98.6 in 90 seconds; Europarl en-it BLEU 25.2 after 18 minutes' training.
 Every run ends with sacreBLEU and chrF of beam search on detokenised, cased text of the whole test split, and
@@ -17,10 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import sacrebleu
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object, set_seed
+from accelerate.utils import DistributedType, set_seed
 from tyro.conf import Suppress
 
 from data.batching import BatchPlanner, Update, collate
@@ -29,6 +29,7 @@ from data.parallel_text import ParallelText
 from data.tokenization import BOS_ID, EOS_ID, PAD_ID, TextTokenizer
 from data.translation import TokenizedPairs, TranslationCorpus, load_splits
 from models.decoding import SpecialTokens, decode_in_batches, greedy_search
+from models.lstm import Seq2SeqLSTM
 from models.transformer import Transformer
 from training.checkpoints import (
     best_checkpoint,
@@ -41,12 +42,13 @@ from training.checkpoints import (
 from training.cli import run_script
 from training.ema import EMA
 from training.errors import UsageError
-from training.figures import plot_attention, plot_curves, plot_length_histogram
 from training.lr_finder import lr_range_test, report_lr_range_test
 from training.metrics import MetricWindow
 from training.profiling import profiler
 from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
 from training.schedules import one_cycle, set_lr
+from training.translation_figures import plot_translation_run
+from training.translation_scores import numbers, report_translations, score_translations, translate_in_shares
 
 SPECIAL = SpecialTokens(PAD_ID, begin=BOS_ID, end=EOS_ID)
 
@@ -57,11 +59,13 @@ class Config:
     # --- data
     dataset: str = "Helsinki-NLP/opus_books"  # data set on the hub, or "phrasebook" (embedded)
     dataset_config: str = "en-it"  # configuration of the data set on the hub
+    dataset_revision: str = ""  # branch, tag or commit of the data set on the hub; default: its main branch
     languages: tuple[str, str] = ("en", "it")  # source and target, as the data set names them
     data_dir: str = ""  # folder with the data set's parquet or line-aligned files, instead of the hub
     train_files: tuple[str, ...] = ()  # own corpus: SOURCE TARGET (a sentence a line), or one .tsv or .jsonl
     valid_files: tuple[str, ...] = ()  # likewise; without them, split off the training files by hash
     test_files: tuple[str, ...] = ()  # likewise
+    extra_test_files: tuple[str, ...] = ()  # a further test set, with scores beside the other's: test_extra/bleu
     valid_fraction: float = 0.02  # share of the sources split off for validation
     test_fraction: float = 0.02  # share of the sources split off for the test
     # --- tokens
@@ -69,6 +73,7 @@ class Config:
     vocab_size: int = 8000  # most tokens of a vocabulary
     min_frequency: int = 1  # rarest merge or word that gets a token
     lowercase: bool = False  # train on and evaluate against lower-cased text
+    mask_numbers: bool = False  # each number is one token, <num>; the source's are copied back in their order
     bpe_dropout: float = 0.0  # chance to skip a merge in training, drawn anew each epoch
     max_len: int = 128  # training pairs with more tokens on a side are dropped; test pairs never are
     # --- batches
@@ -76,17 +81,24 @@ class Config:
     max_tokens: int = 4096  # rows x longer side of a micro-batch in one process, padding counted
     gradient_accumulation_steps: int = 1  # micro-batches of a process in an update
     # --- model
-    d_model: int = 512  # width
-    n_heads: int = 8  # attention heads
-    n_encoder_layers: int = 6  # encoder layers
-    n_decoder_layers: int = 6  # decoder layers
-    d_ff: int = 2048  # width inside the feed-forward blocks
-    dropout: float = 0.1  # on embeddings and on every residual branch
-    attention_dropout: float = 0.0  # on attention weights
-    activation_dropout: float = 0.0  # inside the feed-forward blocks
-    pre_norm: bool = True  # normalise before each block rather than after it
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"  # position embeddings
+    model: Literal["transformer", "lstm"] = "transformer"  # the other one's options are refused
+    dropout: float = 0.1  # on embeddings; on residual branches, or between LSTM layers and before the output
     tied_embeddings: Literal["none", "output", "three-way"] = "three-way"  # three-way: one joint vocabulary
+    d_model: int = 512  # Transformer: width
+    n_heads: int = 8  # Transformer: attention heads
+    n_encoder_layers: int = 6  # Transformer: encoder layers
+    n_decoder_layers: int = 6  # Transformer: decoder layers
+    d_ff: int = 2048  # Transformer: width inside the feed-forward blocks
+    attention_dropout: float = 0.0  # Transformer: on attention weights
+    activation_dropout: float = 0.0  # Transformer: inside the feed-forward blocks
+    pre_norm: bool = True  # Transformer: normalise before each block rather than after it
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"  # Transformer: position embeddings
+    embedding_dim: int = 64  # LSTM: width of the embeddings
+    hidden_size: int = 128  # LSTM: width of the hidden states, in each direction of the encoder
+    n_layers: int = 2  # LSTM: layers of the encoder, and as many of the decoder
+    attentional_layer: bool = False  # LSTM: a layer with tanh between attention and output projection
+    input_feeding: bool = False  # LSTM: the attentional layer's output joins the next input; step by step
+    teacher_forcing_ratio: float = 1.0  # LSTM: chance of the true token as input, else its own; < 1: step by step
     # --- optimization
     epochs: int = 18  # passes over the training pairs
     max_train_steps: int = 0  # updates in all, instead of epochs; 0: by epochs
@@ -118,6 +130,8 @@ class Config:
     tracker: Literal["wandb", "none"] = "wandb"  # where metrics go besides metrics.jsonl
 
 
+DE_EN = {"dataset": "IWSLT/iwslt2017", "dataset_config": "iwslt2017-de-en", "languages": ("de", "en"),
+         "dataset_revision": "refs/convert/parquet"}  # fmt: skip
 RECIPES: dict[str, tuple[str, Config]] = {
     "demo": (
         "English to Italian phrases generated by code; no download, two minutes on two CPU cores",
@@ -135,19 +149,39 @@ RECIPES: dict[str, tuple[str, Config]] = {
         "opus_books English to French: three-way tied embeddings, d_ff 128",
         Config(recipe="opus-en-fr", dataset_config="en-fr", languages=("en", "fr"), d_ff=128, max_tokens=8192),
     ),
+    "de-en": (
+        "IWSLT German to English, or --train_files: 3+3 layers, d_model 256, 4 heads",
+        Config(**DE_EN, recipe="de-en", d_model=256, n_heads=4, n_encoder_layers=3, n_decoder_layers=3, d_ff=1024,
+               epochs=10, lr=3e-3),
+    ),
+    "de-en-lstm": (
+        "the same by a small LSTM over whole words: 2+2 layers, embeddings 64, hidden 128",
+        Config(**DE_EN, recipe="de-en-lstm", model="lstm", tied_embeddings="none", tokenizer="word",
+               vocab_size=50_000, min_frequency=5, max_len=48, label_smoothing=0.0, epochs=14, lr=5e-3),
+    ),
+    "de-en-lstm-strong": (
+        "the same by a wider LSTM: joint BPE, input feeding, tied embeddings, label smoothing",
+        Config(**DE_EN, recipe="de-en-lstm-strong", model="lstm", embedding_dim=384, hidden_size=384,
+               attentional_layer=True, input_feeding=True, dropout=0.2, epochs=14, lr=3e-3),
+    ),
 }  # fmt: skip
 
+TRANSFORMER_OPTIONS = ("d_model", "n_heads", "n_encoder_layers", "n_decoder_layers", "d_ff", "attention_dropout",
+                       "activation_dropout", "pre_norm", "positions")  # fmt: skip
+LSTM_OPTIONS = ("embedding_dim", "hidden_size", "n_layers", "attentional_layer", "input_feeding",
+                "teacher_forcing_ratio")  # fmt: skip
 
-def build_model(config: Config, source_vocab_size: int, target_vocab_size: int) -> Transformer:
-    if config.d_model % config.n_heads:
-        raise UsageError(f"--d_model {config.d_model} is not a multiple of --n_heads {config.n_heads}")
-    return Transformer(
-        source_vocab_size, target_vocab_size, d_model=config.d_model, n_heads=config.n_heads,
-        n_encoder_layers=config.n_encoder_layers, n_decoder_layers=config.n_decoder_layers, d_ff=config.d_ff,
-        dropout=config.dropout, attention_dropout=config.attention_dropout,
-        activation_dropout=config.activation_dropout, pre_norm=config.pre_norm, positions=config.positions,
-        tied_embeddings=config.tied_embeddings, pad_id=PAD_ID,
-    )  # fmt: skip
+
+def build_model(config: Config, source_vocab_size: int, target_vocab_size: int) -> Transformer | Seq2SeqLSTM:
+    lstm = config.model == "lstm"
+    make, options = (Seq2SeqLSTM, LSTM_OPTIONS) if lstm else (Transformer, TRANSFORMER_OPTIONS)
+    try:
+        return make(
+            source_vocab_size, target_vocab_size, dropout=config.dropout, tied_embeddings=config.tied_embeddings,
+            pad_id=PAD_ID, **{name: getattr(config, name) for name in options},
+        )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(f"--model {config.model}: {error}") from error
 
 
 def train_update(
@@ -181,8 +215,8 @@ def train_update(
 
 @torch.no_grad()
 def evaluate(
-    accelerator: Accelerator, model: Transformer, pairs: TokenizedPairs, text: ParallelText,
-    tokenizer: TextTokenizer, config: Config, beam_size: int, n_translated: int | None = None,
+    accelerator: Accelerator, model, pairs: TokenizedPairs, text: ParallelText, tokenizer: TextTokenizer,
+    config: Config, beam_size: int, n_translated: int | None = None,
 ) -> tuple[dict, list[str]]:  # fmt: skip
     """Negative log-likelihood per token (nats) of all pairs; BLEU and chrF of the first n_translated.
 
@@ -192,10 +226,9 @@ def evaluate(
     model.eval()
     rank, n_processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     longest = int(max(pairs.source.lengths.max(), pairs.target.lengths.max())) + 1
-    planner = BatchPlanner(
+    updates = BatchPlanner(
         pairs.source.lengths, pairs.target.lengths, max(config.max_tokens, longest), n_processes, "sorted"
-    )
-    updates = planner.plan_epoch(0)
+    ).plan_epoch(0)
     nll = torch.zeros((), device=device)
     for update in updates:
         sentences, counted = update.micro_batches(n_processes)[rank]
@@ -203,36 +236,17 @@ def evaluate(
             nll += model(*collate(pairs.source, pairs.target, sentences, update.shape, counted, device))[1]
     nll = float(sum_over_processes(accelerator, nll)) / sum(u.target_tokens for u in updates)
 
-    # Each sentence goes to one process, and comes back with its number: counted once on any of them.
+    def translate(chosen: range) -> list[str]:
+        outputs = decode_in_batches(
+            model, [[*pairs.source[i].tolist(), EOS_ID] for i in chosen], SPECIAL, beam_size=beam_size,
+            length_penalty=config.length_penalty, batch_size=config.eval_batch_size, device=device,
+        )  # fmt: skip
+        return tokenizer.decode(outputs, [text.sources[i] for i in chosen])
+
     n_translated = min(n_translated or len(pairs), len(pairs))
-    mine = range(rank, n_translated, n_processes)
-    outputs = decode_in_batches(
-        model, [[*pairs.source[i].tolist(), EOS_ID] for i in mine], SPECIAL, beam_size=beam_size,
-        length_penalty=config.length_penalty, batch_size=config.eval_batch_size, device=device,
-    )  # fmt: skip
-    translated = list(zip(mine, tokenizer.decode(outputs), strict=True))
-    if n_processes > 1:
-        translated = gather_object(translated)
-    hypotheses = [hypothesis for _, hypothesis in sorted(translated)]
-    if len(hypotheses) != n_translated:
-        raise RuntimeError(f"{len(hypotheses)} translations of {n_translated} sentences were gathered")
-    references = text.targets[:n_translated]
-    if config.lowercase:
-        references = [reference.lower() for reference in references]
-    bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
-    metrics = {
-        "nll": nll,
-        "bleu": bleu.corpus_score(hypotheses, [references]).score,
-        "chrf": chrf.corpus_score(hypotheses, [references]).score,
-        "n_sentences": len(hypotheses),
-        "bleu_signature": str(bleu.get_signature()),
-        "chrf_signature": str(chrf.get_signature()),
-    }
-    return metrics, hypotheses
-
-
-def numbers(metrics: dict, prefix: str) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in metrics.items() if not isinstance(value, str)}
+    hypotheses = translate_in_shares(accelerator, n_translated, translate)
+    references = [line.lower() if config.lowercase else line for line in text.targets[:n_translated]]
+    return {"nll": nll, **score_translations(hypotheses, references)}, hypotheses
 
 
 def find_lr(accelerator, model, optimizer, planner, corpus: TranslationCorpus, config: Config) -> None:
@@ -250,47 +264,38 @@ def find_lr(accelerator, model, optimizer, planner, corpus: TranslationCorpus, c
     close_accelerator(accelerator)
 
 
-def write_figures(run: Run, model: Transformer, corpus: TranslationCorpus, planner: BatchPlanner) -> list[Path]:
-    """Curves, length histogram and the attention of three test sentences, as PNG below figures/."""
-    figures = plot_curves(
-        run.metrics_path, run.figures_dir,
-        {"loss": ["train/loss", "train/nll", "valid/nll"], "lr": ["lr"], "bleu": ["valid/bleu"],
-         "throughput": ["train/tokens_per_second"]},
-    )  # fmt: skip
-    lengths = {"source": planner.source_lengths, "target": planner.target_lengths}
-    batches = dict(zip(("real", "padding"), planner.real_and_padding(planner.plan_epoch(0)), strict=True))
-    figures.append(run.figures_dir / "lengths.png")
-    plot_length_histogram(lengths, batches, figures[-1])
+def attention_examples(model, corpus: TranslationCorpus, device: torch.device):
+    """Of three test sentences of some ten tokens: attention weights (H, T, S), source and target tokens."""
     middling = np.argsort(np.abs(corpus.test.source.lengths - 10), kind="stable")[:3]
-    for i, sentence in enumerate(middling.tolist()):
+    for sentence in middling.tolist():
         source_ids = [*corpus.test.source[sentence].tolist(), EOS_ID]
-        source = torch.tensor([source_ids], device=run.accelerator.device)
+        source = torch.tensor([source_ids], device=device)
         output = greedy_search(model, source, SPECIAL)[0]
-        weights = model.cross_attention_weights(source, torch.tensor([[BOS_ID, *output]], device=source.device))
-        figures.append(run.figures_dir / f"attention_{i + 1}.png")
-        source_tokens = corpus.source_tokenizer.tokens(source_ids)
+        weights = model.cross_attention_weights(source, torch.tensor([[BOS_ID, *output]], device=device))
         target_tokens = corpus.target_tokenizer.tokens([*output, EOS_ID])
-        plot_attention(weights[0].cpu().numpy(), source_tokens, target_tokens, figures[-1])
-    return figures
+        yield weights[0].cpu().numpy(), corpus.source_tokenizer.tokens(source_ids), target_tokens
 
 
 def main(config: Config) -> None:
     config = replace(config, output_dir=config.output_dir or f"runs/translation/{config.recipe}")
+    for name in TRANSFORMER_OPTIONS if config.model == "lstm" else LSTM_OPTIONS:
+        if getattr(config, name) != getattr(RECIPES[config.recipe][1], name):
+            raise UsageError(f"--{name} is none of the options of --model {config.model}")
     accelerator = open_accelerator(config.gradient_accumulation_steps)
     set_seed(config.seed)
 
     # --- data and model, before anything is written
     splits = load_splits(
         config.dataset, config.dataset_config, config.languages, data_dir=config.data_dir or None,
-        train_files=config.train_files, valid_files=config.valid_files, test_files=config.test_files,
+        dataset_revision=config.dataset_revision or None, train_files=config.train_files,
+        valid_files=config.valid_files, test_files=config.test_files, extra_test_files=config.extra_test_files,
         valid_fraction=config.valid_fraction, test_fraction=config.test_fraction,
     )  # fmt: skip
-    joint = config.tied_embeddings == "three-way"
     with accelerator.local_main_process_first():  # the others find the tokens in the cache
         corpus = TranslationCorpus(
             splits, kind=config.tokenizer, vocab_size=config.vocab_size, min_frequency=config.min_frequency,
-            lowercase=config.lowercase, joint=joint, max_len=config.max_len, bpe_dropout=config.bpe_dropout,
-            seed=config.seed,
+            lowercase=config.lowercase, mask_numbers=config.mask_numbers, max_len=config.max_len,
+            joint=config.tied_embeddings == "three-way", bpe_dropout=config.bpe_dropout, seed=config.seed,
         )  # fmt: skip
     model = build_model(config, corpus.source_tokenizer.vocab_size, corpus.target_tokenizer.vocab_size)
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
@@ -336,9 +341,7 @@ def main(config: Config) -> None:
     run = Run(accelerator, "translation", config, checkpoint, state, best_is)
     n_shapes = len({(update.shape, len(update.sentences)) for update in first_epoch})
     run.print(
-        f"{len(corpus.train):,} training pairs ({corpus.n_too_long:,} over --max_len {config.max_len} dropped), "
-        f"{len(corpus.valid):,} validation, {len(corpus.test):,} test pairs; {splits.counts or 'embedded'}\n"
-        f"{sum(p.numel() for p in evaluated.parameters()):,} parameters; {total_steps:,} updates, "
+        f"{corpus}\n{sum(p.numel() for p in evaluated.parameters()):,} parameters; {total_steps:,} updates, "
         f"{len(first_epoch)} an epoch in {n_shapes} shapes; {planner.padding_share(first_epoch):.1%} padding"
     )
 
@@ -421,25 +424,21 @@ def main(config: Config) -> None:
     # --- the best checkpoint on the test split, by beam search
     run.release_signals()
     load_weights(evaluated, (not config.eval_only and best_checkpoint(run.output_dir)) or last_checkpoint)
-    metrics, hypotheses = evaluate(
-        accelerator, evaluated, corpus.test, splits.test, corpus.target_tokenizer, config, config.beam_size
-    )
-    run.log(numbers(metrics, "test"), state["step"], state["epoch"])
+    summary = {f"best/{name}": value for name, value in (state["best"] or {}).items()}
+    tests = [("test", corpus.test, splits.test), ("test_extra", corpus.test_extra, splits.test_extra)]
+    for name, pairs, text in tests[: 2 if splits.test_extra else 1]:
+        metrics, hypotheses = evaluate(
+            accelerator, evaluated, pairs, text, corpus.target_tokenizer, config, config.beam_size
+        )
+        summary |= report_translations(run, name, metrics, text.sources, hypotheses, text.targets, state)
     if accelerator.is_main_process:
-        folder = run.output_dir / "translations"
-        folder.mkdir(exist_ok=True)
-        for name, lines in (("src", splits.test.sources), ("ref", splits.test.targets), ("hyp", hypotheses)):
-            (folder / f"test.{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        figures = write_figures(run, evaluated, corpus, planner)
+        figures = plot_translation_run(
+            run.output_dir, {"source": planner.source_lengths, "target": planner.target_lengths},
+            planner.real_and_padding(first_epoch), attention_examples(evaluated, corpus, accelerator.device),
+        )  # fmt: skip
         run.log_figures(figures, state["step"])
-    run.log_samples(splits.test.sources, hypotheses, splits.test.targets, state["step"], n=5)
-    summary = {f"test/{name}": value for name, value in metrics.items()}
-    summary |= {f"best/{name}": value for name, value in (state["best"] or {}).items()}
     run.finish(summary, window.train_seconds, evaluated)
-    run.print(f"test BLEU {metrics['bleu']:.2f}  {metrics['bleu_signature']}\n"
-              f"test chrF {metrics['chrf']:.2f}  {metrics['chrf_signature']}\n"
-              f"{metrics['n_sentences']:,} test sentences; translations in {run.output_dir / 'translations'}, "
-              f"figures in {run.figures_dir}")  # fmt: skip
+    run.print(f"translations in {run.output_dir / 'translations'}, figures in {run.figures_dir}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ def load_from_hub(
 
     dataset, config: such as "Helsinki-NLP/opus_books", "en-it".
     ways_out: what the user can do other than connect to the network, such as "or give --data_dir with a copy".
-    revision: a branch, tag or commit of the data set, such as "refs/convert/parquet".
+    revision: a branch, tag or commit of the data set. On "refs/convert/parquet", the hub's own copy of a data
+        set that is a script, each config is a folder.
 
     Raises DataError where the hub does not have the data set, or cannot be reached and it is not in the local
     cache either, within seconds if no server answers. All other errors of `datasets` pass through.
@@ -38,6 +39,8 @@ def load_from_hub(
     # Without a network the hub's client retries for half a minute; told so, it turns to its cache at once.
     constants.HF_HUB_OFFLINE = was_offline or not _answers(constants.ENDPOINT)
     try:
+        if revision == "refs/convert/parquet":
+            return datasets.load_dataset(dataset, data_dir=config, revision=revision)
         return datasets.load_dataset(dataset, config, revision=revision)
     except Exception as error:
         expected = (ConnectionError, TimeoutError, ssl.SSLError, LocalEntryNotFoundError,

@@ -30,6 +30,7 @@ class CorpusSplits:
     valid: ParallelText
     test: ParallelText
     counts: dict[str, int] = field(default_factory=dict)  # what was read, skipped (and why) and kept
+    test_extra: ParallelText | None = None  # a further test set, reported beside `test`
 
 
 def _parallel(pairs: Sequence[tuple[str, str]]) -> ParallelText:
@@ -41,10 +42,12 @@ def load_splits(
     dataset_config: str,
     languages: tuple[str, str],
     *,
+    dataset_revision: str | None = None,
     data_dir: Path | None = None,
     train_files: Sequence[str] = (),
     valid_files: Sequence[str] = (),
     test_files: Sequence[str] = (),
+    extra_test_files: Sequence[str] = (),
     valid_fraction: float = 0.02,
     test_fraction: float = 0.02,
 ) -> CorpusSplits:
@@ -52,14 +55,16 @@ def load_splits(
 
     What has no files of its own is split off the training pairs by hash. Held-out files are used whole (only
     their empty lines are skipped), and training pairs that share a sentence with them are dropped and counted.
-    Raises DataError.
+    `extra_test_files` are a test set beside the other one. Raises DataError.
     """
     if dataset == "phrasebook" and not train_files:
+        if valid_files or test_files or extra_test_files:
+            raise DataError("the phrasebook has splits of its own: give held-out files with --train_files alone")
         return CorpusSplits(*(_parallel(pairs) for pairs in phrasebook_splits()))
     if train_files:
         text = read_parallel_files(train_files, languages)
     else:
-        text = load_hub_pairs(dataset, dataset_config, languages, data_dir)
+        text = load_hub_pairs(dataset, dataset_config, languages, data_dir, dataset_revision)
     text, counts = clean(text)
     train, valid, test, split_counts = hashed_splits(
         text, 0.0 if valid_files else valid_fraction, 0.0 if test_files else test_fraction
@@ -68,8 +73,11 @@ def load_splits(
         valid = _without_empty(read_parallel_files(valid_files, languages))
     if test_files:
         test = _without_empty(read_parallel_files(test_files, languages))
+    test_extra = None
+    if extra_test_files:
+        test_extra = _without_empty(read_parallel_files(extra_test_files, languages))
     n_before = len(train)
-    for given, heldout in ((valid_files, valid), (test_files, test)):
+    for given, heldout in ((valid_files, valid), (test_files, test), (extra_test_files, test_extra)):
         if given:
             train = without_sentences_of(train, heldout)
     split_counts |= {
@@ -84,7 +92,11 @@ def load_splits(
                 f"no {name} pair is left of {counts['read']} pairs read: give more text, or larger "
                 "--valid_fraction and --test_fraction, or --valid_files and --test_files"
             )
-    return CorpusSplits(train, valid, test, {**counts, **split_counts})
+    if test_extra is not None:
+        split_counts["test_extra"] = len(test_extra)
+        if len(test_extra) == 0:
+            raise DataError(f"{' and '.join(map(str, extra_test_files))}: no pair with text on both sides")
+    return CorpusSplits(train, valid, test, {**counts, **split_counts}, test_extra)
 
 
 def _without_empty(text: ParallelText) -> ParallelText:
@@ -120,17 +132,18 @@ class TranslationCorpus:
         lowercase: bool,
         joint: bool,
         max_len: int,
+        mask_numbers: bool = False,
         bpe_dropout: float = 0.0,
         seed: int = 0,
     ):
         settings = {"kind": kind, "vocab_size": vocab_size, "min_frequency": min_frequency,
-                    "lowercase": lowercase, "format": 1}  # fmt: skip
+                    "lowercase": lowercase, "mask_numbers": mask_numbers}  # fmt: skip
 
         def tokenizer_for(texts: list[str]) -> TextTokenizer:
             def train() -> str:
-                return TextTokenizer.train(texts, kind, vocab_size, min_frequency, lowercase).to_json()
+                return TextTokenizer.train(texts, **settings).to_json()
 
-            return TextTokenizer.from_json(cached_text(content_key(settings, texts), train))
+            return TextTokenizer.from_json(cached_text(content_key({**settings, "format": 1}, texts), train))
 
         train = splits.train
         if joint:
@@ -157,11 +170,19 @@ class TranslationCorpus:
         self.train = TokenizedPairs(whole.source.select(self.kept), whole.target.select(self.kept))
         self.n_too_long = len(whole) - len(self.train)
         self.valid, self.test = tokens_of(splits.valid), tokens_of(splits.test)
+        self.test_extra = None if splits.test_extra is None else tokens_of(splits.test_extra)
         self.splits, self.seed, self._dropout = splits, seed, None
         if bpe_dropout > 0:
             self._dropout = tuple(
                 BPEDropout(tokenizer, bpe_dropout) for tokenizer in (self.source_tokenizer, self.target_tokenizer)
             )
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.train):,} training pairs ({self.n_too_long:,} over --max_len {self.max_len} dropped), "
+            f"{len(self.valid):,} validation, {len(self.test):,} test pairs; {self.splits.counts or 'embedded'}\n"
+            f"{self.source_tokenizer.vocab_size:,} source tokens, {self.target_tokenizer.vocab_size:,} target ones"
+        )
 
     def _short_enough(self, pairs: TokenizedPairs) -> np.ndarray:
         longest = np.maximum(pairs.source.lengths, pairs.target.lengths) + 1

@@ -149,6 +149,8 @@ class Seq2SeqLSTM(nn.Module):
             raise ValueError("input_feeding feeds the attentional vector: it needs attentional_layer")
         if not 0 <= teacher_forcing_ratio <= 1:
             raise ValueError(f"teacher_forcing_ratio of {teacher_forcing_ratio}: give a probability")
+        if min(embedding_dim, hidden_size, n_layers) < 1:
+            raise ValueError("embedding_dim, hidden_size and n_layers must be at least 1")
         e, h = embedding_dim, hidden_size
         self.pad_id, self.input_feeding = pad_id, input_feeding
         self.teacher_forcing_ratio, self.step_by_step = teacher_forcing_ratio, step_by_step

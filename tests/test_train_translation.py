@@ -21,34 +21,18 @@ from data.phrasebook import phrasebook_splits
 from training.cli import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = [
-    "--d_model",
-    "32",
-    "--n_heads",
-    "2",
-    "--n_encoder_layers",
-    "1",
-    "--n_decoder_layers",
-    "1",
-    "--d_ff",
-    "64",
-    "--vocab_size",
-    "400",
-    "--max_tokens",
-    "256",
-    "--dropout",
-    "0.1",
-    "--epochs",
-    "2",
-    "--log_every",
-    "4",
-    "--beam_size",
-    "2",
-    "--valid_sentences",
-    "10",
-    "--tracker",
-    "none",
-]
+MODELS = {  # the flags of a small one
+    "transformer": ("--d_model", "32", "--n_heads", "2", "--n_encoder_layers", "1", "--n_decoder_layers", "1",
+                    "--d_ff", "64"),
+    "lstm": ("--model", "lstm", "--embedding_dim", "24", "--hidden_size", "32", "--n_layers", "1"),
+}  # fmt: skip
+TINY = ("--vocab_size", "400", "--max_tokens", "256", "--dropout", "0.1", "--epochs", "2", "--log_every", "4",
+        "--beam_size", "2", "--valid_sentences", "10", "--tracker", "none")  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +50,9 @@ def files(tmp_path_factory) -> list[str]:
 def train(fresh_accelerate, monkeypatch, files):
     """Run the script in this process: train(output_dir, *flags) -> exit code."""
 
-    def run(output_dir, *flags, data=files) -> int:
+    def run(output_dir, *flags, data=files, model="transformer") -> int:
         fresh_accelerate()
-        flags = ["demo", *TINY, *data, "--output_dir", str(output_dir), *map(str, flags)]
+        flags = ["demo", *MODELS[model], *TINY, *data, "--output_dir", str(output_dir), *map(str, flags)]
         monkeypatch.setattr(sys, "argv", ["train_translation.py", *flags])
         try:
             run_script(
@@ -81,10 +65,10 @@ def train(fresh_accelerate, monkeypatch, files):
     return run
 
 
-def launch(output_dir, files, *flags, config="cpu", **popen):
+def launch(output_dir, files, *flags, config="cpu", model="transformer", **popen):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-               str(ROOT / f"accelerate_configs/{config}.yaml"), "train_translation.py", "demo", *TINY, *files,
-               "--output_dir", str(output_dir), *map(str, flags)]  # fmt: skip
+               str(ROOT / f"accelerate_configs/{config}.yaml"), "train_translation.py", "demo", *MODELS[model],
+               *TINY, *files, "--output_dir", str(output_dir), *map(str, flags)]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
@@ -101,10 +85,10 @@ def error_lines(capsys) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, files) -> Path:
+def finished(tmp_path_factory, files, model) -> Path:
     """A run by `accelerate launch`."""
     output_dir = tmp_path_factory.mktemp("finished") / "run"
-    process = launch(output_dir, files)
+    process = launch(output_dir, files, model=model)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     (output_dir / "stdout.txt").write_text(out)
@@ -147,19 +131,19 @@ def test_the_losses_fall(finished):
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_eval_only_gives_the_same_test_score(finished, train, tmp_path):
-    assert train(tmp_path / "evaluated", "--eval_only", "--resume", finished) == 0
+def test_eval_only_gives_the_same_test_score(finished, model, train, tmp_path):
+    assert train(tmp_path / "evaluated", "--eval_only", "--resume", finished, model=model) == 0
     for name in ("test/bleu", "test/chrf", "test/nll", "test/n_sentences"):
         assert summary(tmp_path / "evaluated")[name] == pytest.approx(summary(finished)[name], rel=1e-6)
     assert not (tmp_path / "evaluated" / "checkpoints").exists()
 
 
-def test_a_finished_run_resumes_to_its_end_at_no_cost(finished, train, tmp_path):
+def test_a_finished_run_resumes_to_its_end_at_no_cost(finished, model, train, tmp_path):
     import shutil
 
     shutil.copytree(finished, tmp_path / "again")
     before = curve(finished)
-    assert train(tmp_path / "again", "--resume", "latest") == 0
+    assert train(tmp_path / "again", "--resume", "latest", model=model) == 0
     assert [line for line in curve(tmp_path / "again") if "train/loss" in line] == [
         line for line in before if "train/loss" in line
     ]
@@ -169,10 +153,18 @@ def test_a_finished_run_resumes_to_its_end_at_no_cost(finished, train, tmp_path)
 # --- resuming
 
 
-@pytest.mark.parametrize("flags", [(), ("--bpe_dropout", "0.2", "--gradient_accumulation_steps", "2")])
-def test_killed_anywhere_and_resumed_equals_uninterrupted_bit_for_bit(train, tmp_path, monkeypatch, flags):
+@pytest.mark.parametrize(
+    "model, flags",
+    [
+        ("transformer", ()),
+        ("transformer", ("--bpe_dropout", "0.2", "--gradient_accumulation_steps", "2")),
+        ("lstm", ()),
+        ("lstm", ("--attentional_layer", "--input_feeding", "--teacher_forcing_ratio", "0.5")),
+    ],
+)
+def test_killed_anywhere_and_resumed_equals_uninterrupted_bit_for_bit(train, tmp_path, monkeypatch, model, flags):
     flags = (*flags, "--checkpointing_steps", "5", "--validate_every", "14", "--max_train_steps", "31")
-    assert train(tmp_path / "whole", *flags) == 0
+    assert train(tmp_path / "whole", *flags, model=model) == 0
     genuine = train_translation.train_update
     calls = 0
 
@@ -186,8 +178,8 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted_bit_for_bit(train, tmp
     monkeypatch.setattr(train_translation, "train_update", killed_at_9_and_23)
     for _ in range(2):
         with pytest.raises(Killed):
-            train(tmp_path / "killed", *flags, "--resume", "latest")
-    assert train(tmp_path / "killed", *flags, "--resume", "latest") == 0
+            train(tmp_path / "killed", *flags, "--resume", "latest", model=model)
+    assert train(tmp_path / "killed", *flags, "--resume", "latest", model=model) == 0
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
     for name, tensor in final_weights(tmp_path / "whole").items():
         assert torch.equal(tensor, final_weights(tmp_path / "killed")[name]), name
@@ -207,8 +199,8 @@ def wait_for_step(process, output_dir, step: int) -> None:
 @pytest.mark.slow
 def test_sigterm_saves_and_exits_143_and_sigkill_costs_nothing(train, tmp_path, files):
     flags = ("--checkpointing_steps", "10", "--epochs", "6")
-    direct = [sys.executable, "train_translation.py", "demo", *TINY, *files, "--output_dir", str(tmp_path / "run"),
-              *flags, "--resume", "latest"]  # fmt: skip
+    direct = [sys.executable, "train_translation.py", "demo", *MODELS["transformer"], *TINY, *files,
+              "--output_dir", str(tmp_path / "run"), *flags, "--resume", "latest"]  # fmt: skip
     options = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE, "text": True}
 
     process = subprocess.Popen(direct, **options)
@@ -245,25 +237,38 @@ def test_a_truncated_newest_checkpoint_is_passed_over(train, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags, named", [(("--d_model", "16"), "another model"), (("--vocab_size", "300"), "source_tokenizer.json")]
+    "flags, named",
+    [
+        ({"transformer": ("--d_model", "16"), "lstm": ("--hidden_size", "16")}, "another model"),
+        ({"transformer": ("--vocab_size", "300"), "lstm": ("--mask_numbers",)}, "source_tokenizer.json"),
+    ],
 )
-def test_a_resume_from_another_model_or_vocabulary_is_refused(train, finished, tmp_path, capsys, flags, named):
-    assert train(tmp_path / "run", "--resume", finished, *flags) == 2
+def test_a_resume_from_another_model_or_vocabulary_is_refused(
+    train, finished, model, tmp_path, capsys, flags, named
+):
+    assert train(tmp_path / "run", "--resume", finished, *flags[model], model=model) == 2
     (shown,) = error_lines(capsys)
     assert shown.startswith("error:") and named in shown
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resume_from_the_other_kind_of_model_is_refused(train, finished, model, tmp_path, capsys):
+    other = "lstm" if model == "transformer" else "transformer"
+    assert train(tmp_path / "run", "--resume", finished, model=other) == 2
+    assert "another model" in error_lines(capsys)[0]
 
 
 # --- equal updates
 
 
 @pytest.mark.slow
-def test_two_processes_accumulation_and_a_doubled_batch_train_alike(train, tmp_path, files):
+def test_two_processes_accumulation_and_a_doubled_batch_train_alike(train, tmp_path, files, model):
     """Also counts each test sentence once on two processes, and resumes on one what two have trained."""
     same = ("--dropout", "0", "--max_train_steps", "10", "--max_grad_norm", "0.5")
-    process = launch(tmp_path / "two", files, *same, "--max_tokens", "128", config="cpu_2proc")
-    assert train(tmp_path / "accumulated", *same, "--max_tokens", "128", "--gradient_accumulation_steps", "2") == 0
-    assert train(tmp_path / "doubled", *same, "--max_tokens", "256") == 0
+    process = launch(tmp_path / "two", files, *same, "--max_tokens", "128", config="cpu_2proc", model=model)
+    accumulated = ("--max_tokens", "128", "--gradient_accumulation_steps", "2")
+    assert train(tmp_path / "accumulated", *same, *accumulated, model=model) == 0
+    assert train(tmp_path / "doubled", *same, "--max_tokens", "256", model=model) == 0
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     expected = final_weights(tmp_path / "doubled")
@@ -278,7 +283,7 @@ def test_two_processes_accumulation_and_a_doubled_batch_train_alike(train, tmp_p
     assert summary(tmp_path / "two")["num_processes"] == 2
 
     more = ("--dropout", "0", "--max_train_steps", "14", "--max_tokens", "256", "--resume", tmp_path / "two")
-    assert train(tmp_path / "resumed", *more) == 0
+    assert train(tmp_path / "resumed", *more, model=model) == 0
     assert curve(tmp_path / "resumed")[-1]["step"] == 14
 
 
@@ -296,7 +301,7 @@ def test_several_processes_that_do_not_know_of_each_other_are_refused(train, tmp
 
 
 @pytest.mark.slow
-def test_it_learns_to_copy_random_digits_from_any_seed(train, tmp_path):
+def test_it_learns_to_copy_random_digits_from_any_seed(train, tmp_path, model):
     """As Sockeye's system tests: a fresh task each time, and perplexity and exact match demanded."""
     seed = random.SystemRandom().randrange(2**31)
     generator = random.Random(seed)
@@ -308,10 +313,14 @@ def test_it_learns_to_copy_random_digits_from_any_seed(train, tmp_path):
     ):
         (tmp_path / name).write_text("".join(f"{line}\n" for line in chosen))
     data = [f for n in ("train", "valid", "test") for f in (f"--{n}_files", str(tmp_path / n), str(tmp_path / n))]
-    flags = ("--d_model", "64", "--n_heads", "4", "--n_encoder_layers", "2", "--n_decoder_layers", "2",
-             "--d_ff", "128", "--max_tokens", "1024", "--dropout", "0", "--label_smoothing", "0", "--epochs", "14",
-             "--lr", "4e-3", "--seed", seed, "--valid_sentences", "100")  # fmt: skip
-    assert train(tmp_path / "run", *flags, data=data) == 0
+    flags = ("--max_tokens", "1024", "--dropout", "0", "--label_smoothing", "0", "--epochs", "14",
+             "--seed", seed, "--valid_sentences", "100")  # fmt: skip
+    flags += {
+        "transformer": ("--d_model", "64", "--n_heads", "4", "--n_encoder_layers", "2", "--n_decoder_layers", "2",
+                        "--d_ff", "128", "--lr", "4e-3"),
+        "lstm": ("--embedding_dim", "32", "--hidden_size", "64", "--lr", "1e-2"),
+    }[model]  # fmt: skip
+    assert train(tmp_path / "run", *flags, data=data, model=model) == 0
     folder = tmp_path / "run" / "translations"
     hypotheses, references = ((folder / f"test.{kind}.txt").read_text().splitlines() for kind in ("hyp", "ref"))
     exact = sum(h == r for h, r in zip(hypotheses, references, strict=True)) / len(references)
@@ -343,24 +352,49 @@ def test_find_lr_suggests_plots_and_starts_no_run(train, tmp_path, capsys):
     ]
 
 
-def test_profile_writes_table_and_trace(train, tmp_path):
-    assert train(tmp_path / "run", "--profile", "--max_train_steps", "14") == 0
+@pytest.mark.parametrize(
+    "model, flags", [("transformer", ()), ("lstm", ()), ("lstm", ("--teacher_forcing_ratio", "0.5"))]
+)
+def test_profile_writes_table_and_trace(train, tmp_path, model, flags):
+    assert train(tmp_path / "run", "--profile", "--max_train_steps", "14", *flags, model=model) == 0
     assert "aten::" in (tmp_path / "run" / "profile" / "table.txt").read_text()
     trace = gzip.decompress((tmp_path / "run" / "profile" / "trace.json.gz").read_bytes())
     assert json.loads(trace)["traceEvents"]
 
 
 @pytest.mark.parametrize(
-    "flags",
+    "model, flags",
     [
-        ("--tokenizer", "unigram", "--tied_embeddings", "output", "--positions", "learned"),
-        ("--tokenizer", "word", "--tied_embeddings", "none", "--batching", "sorted", "--lowercase"),
-        ("--batching", "padded", "--no_pre_norm", "--ema_decay", "0", "--weight_decay", "0.1"),
+        ("transformer", ("--tokenizer", "unigram", "--tied_embeddings", "output", "--positions", "learned")),
+        (
+            "transformer",
+            ("--tokenizer", "word", "--tied_embeddings", "none", "--batching", "sorted", "--lowercase"),
+        ),
+        ("transformer", ("--batching", "padded", "--no_pre_norm", "--ema_decay", "0", "--weight_decay", "0.1")),
+        ("lstm", ("--tokenizer", "word", "--min_frequency", "2", "--tied_embeddings", "none")),
+        ("lstm", ("--attentional_layer", "--input_feeding", "--n_layers", "2", "--bpe_dropout", "0.1")),
+        ("lstm", ("--teacher_forcing_ratio", "0", "--tokenizer", "unigram", "--mask_numbers")),
     ],
 )
-def test_options_train_and_evaluate(train, tmp_path, flags):
-    assert train(tmp_path / "run", *flags, "--max_train_steps", "12") == 0
+def test_options_train_and_evaluate(train, tmp_path, model, flags):
+    assert train(tmp_path / "run", *flags, "--max_train_steps", "12", model=model) == 0
     assert math.isfinite(summary(tmp_path / "run")["test/nll"])
+
+
+def test_a_further_test_set_is_scored_beside_the_other(train, tmp_path, files, capsys):
+    numbered = [f"It is {n} and {n + 7}:30." for n in range(30)]
+    extra = [write(tmp_path / name, "".join(f"{line}\n" for line in numbered).encode()) for name in ("en", "it")]
+    flags = ("--mask_numbers", "--max_train_steps", "8", "--extra_test_files", *extra)
+    assert train(tmp_path / "run", *flags, model="lstm") == 0
+    values, folder = summary(tmp_path / "run"), tmp_path / "run" / "translations"
+    assert values["test_extra/n_sentences"] == 30 != values["test/n_sentences"]
+    for name in ("test_extra/bleu", "test_extra/chrf", "test_extra/nll"):
+        assert math.isfinite(values[name]) and values[name] == curve(tmp_path / "run")[-1][name]
+    assert (folder / "test_extra.ref.txt").read_text().splitlines() == numbered
+    hypotheses = (folder / "test_extra.hyp.txt").read_text().splitlines()
+    assert len(hypotheses) == 30 and not any("num" in line for line in hypotheses)
+    shown = capsys.readouterr().out
+    assert "test BLEU" in shown and "test_extra BLEU" in shown
 
 
 def test_patience_ends_a_run_that_gets_no_better(train, tmp_path, monkeypatch):
@@ -380,10 +414,10 @@ def test_patience_ends_a_run_that_gets_no_better(train, tmp_path, monkeypatch):
     assert max(line["step"] for line in curve(tmp_path / "run")) == 15
 
 
-def test_bf16_trains_close_to_fp32(train, tmp_path, monkeypatch):
-    assert train(tmp_path / "fp32", "--max_train_steps", "16", "--dropout", "0") == 0
+def test_bf16_trains_close_to_fp32(train, tmp_path, monkeypatch, model):
+    assert train(tmp_path / "fp32", "--max_train_steps", "16", "--dropout", "0", model=model) == 0
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert train(tmp_path / "bf16", "--max_train_steps", "16", "--dropout", "0") == 0
+    assert train(tmp_path / "bf16", "--max_train_steps", "16", "--dropout", "0", model=model) == 0
     assert summary(tmp_path / "bf16")["mixed_precision"] == "bf16"
     assert summary(tmp_path / "bf16")["test/nll"] == pytest.approx(summary(tmp_path / "fp32")["test/nll"], abs=0.05)
     assert summary(tmp_path / "bf16")["test/nll"] != summary(tmp_path / "fp32")["test/nll"]
@@ -454,7 +488,7 @@ def write(path: Path, data: bytes) -> str:
     return str(path)
 
 
-def test_bad_input_ends_with_2_one_line_and_no_run(train, tmp_path, capsys, files):
+def test_bad_input_ends_with_2_one_line_and_no_run(train, tmp_path, capsys, files, model):
     good = write(tmp_path / "good", b"one\ntwo\nthree\n")
     cases = [
         (["--train_files", good, write(tmp_path / "short", b"uno\ndue\n")], "3 lines"),
@@ -464,14 +498,29 @@ def test_bad_input_ends_with_2_one_line_and_no_run(train, tmp_path, capsys, file
         (["--train_files", good], ".tsv"),
         ([*files, "--max_tokens", "5"], "--max_tokens 5"),
         ([*files, "--max_len", "1"], "--max_len"),
-        ([*files, "--n_heads", "5"], "--n_heads 5"),
+        ([*files, "--dropout", "1.5"], "dropout of 1.5"),
         ([*files, "--resume", str(tmp_path / "nowhere")], "no checkpoint"),
         ([*files, "--eval_only"], "no checkpoint"),
         (["--dataset", "Helsinki-NLP/opus_books"], "--data_dir"),
         (["--dataset", "Helsinki-NLP/opus_books", "--data_dir", str(tmp_path / "none")], "none"),
+        ([*files, "--extra_test_files", good], ".tsv"),
+        (["--extra_test_files", good, good], "phrasebook"),
     ]
+    cases += {
+        "transformer": [
+            ([*files, "--n_heads", "5"], "n_heads 5"),
+            ([*files, "--hidden_size", "64"], "--hidden_size"),
+            ([*files, "--input_feeding"], "--input_feeding"),
+        ],
+        "lstm": [
+            ([*files, "--d_ff", "64"], "--d_ff"),
+            ([*files, "--input_feeding"], "attentional_layer"),
+            ([*files, "--teacher_forcing_ratio", "1.5"], "teacher_forcing_ratio of 1.5"),
+            ([*files, "--n_layers", "0"], "n_layers"),
+        ],
+    }[model]
     for data, named in cases:
-        assert train(tmp_path / "run", data=data) == 2, data
+        assert train(tmp_path / "run", data=data, model=model) == 2, data
         shown = error_lines(capsys)
         assert len(shown) == 1 and shown[0].startswith("error:") and named in shown[0], (data, shown)
         assert not (tmp_path / "run").exists()
@@ -514,7 +563,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(train
 
 
 def test_local_files_without_tracker_need_neither_wandb_nor_datasets(tmp_path, files):
-    arguments = ["train_translation.py", "demo", *TINY, *files, "--max_train_steps", "3",
+    arguments = ["train_translation.py", "demo", *MODELS["transformer"], *TINY, *files, "--max_train_steps", "3",
                  "--output_dir", str(tmp_path / "run")]  # fmt: skip
     program = (
         "import runpy, sys; sys.modules['wandb'] = sys.modules['datasets'] = None; "  # import raises from now on

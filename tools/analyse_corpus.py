@@ -47,11 +47,13 @@ Languages = tuple[str, str]  # the names of source and target
 class Config:
     dataset: str = "Helsinki-NLP/opus_books"  # data set on the hub, or "phrasebook" (embedded)
     dataset_config: str = "en-it"  # configuration of the data set on the hub
+    dataset_revision: str = ""  # branch, tag or commit of the data set on the hub; default: its main branch
     languages: tuple[str, str] | None = None  # source and target; default: en it, or as two files' names end
     data_dir: str = ""  # folder with the data set's parquet or line-aligned files, instead of the hub
     train_files: tuple[str, ...] = ()  # own corpus: SOURCE TARGET (a sentence a line), or one .tsv or .jsonl
     valid_files: tuple[str, ...] = ()  # likewise; without them, split off the training files by hash
     test_files: tuple[str, ...] = ()  # likewise
+    extra_test_files: tuple[str, ...] = ()  # a further test set, whose sentences leave training; not counted
     valid_fraction: float = 0.02  # share of the sources split off for validation
     test_fraction: float = 0.02  # share of the sources split off for the test
     lowercase: bool = False  # count lower-cased text
@@ -308,7 +310,8 @@ def report(config: Config) -> None:
     name, languages = corpus_name(config)
     splits = load_splits(
         config.dataset, config.dataset_config, config.languages or ("en", "it"), data_dir=config.data_dir or None,
-        train_files=config.train_files, valid_files=config.valid_files, test_files=config.test_files,
+        dataset_revision=config.dataset_revision or None, train_files=config.train_files,
+        valid_files=config.valid_files, test_files=config.test_files, extra_test_files=config.extra_test_files,
         valid_fraction=config.valid_fraction, test_fraction=config.test_fraction,
     )  # fmt: skip
     analysis = analyse(splits, config.lowercase)

@@ -15,7 +15,6 @@ from tyro.conf import Positional
 
 from data.tokenization import EOS_ID, TextTokenizer
 from models.decoding import decode_in_batches, sample
-from models.transformer import Transformer
 from train_translation import SPECIAL, Config, build_model
 from training.checkpoints import find_checkpoint, load_weights, read_state
 from training.errors import UsageError
@@ -34,9 +33,7 @@ class Translator:
         self.config = Config(**{f.name: saved[f.name] for f in fields(Config) if f.name in saved})
         self.source_tokenizer = TextTokenizer.load(checkpoint / "source_tokenizer.json")
         self.target_tokenizer = TextTokenizer.load(checkpoint / "target_tokenizer.json")
-        self.model: Transformer = build_model(
-            self.config, self.source_tokenizer.vocab_size, self.target_tokenizer.vocab_size
-        )
+        self.model = build_model(self.config, self.source_tokenizer.vocab_size, self.target_tokenizer.vocab_size)
         load_weights(self.model, checkpoint)
         self.model.to(self.device).eval()
 
@@ -54,10 +51,11 @@ class Translator:
         """Translations in the order of the sentences; an empty sentence stays empty.
 
         Beam search with the run's own settings unless told otherwise; `temperature` > 0 samples instead.
+        Of a run with masked numbers, those of each sentence are copied into its translation.
         """
         written = [i for i, sentence in enumerate(sentences) if sentence.strip()]
-        tokens = self.source_tokenizer.encode([sentences[i] for i in written])
-        tokens = [[*sentence, EOS_ID] for sentence in tokens]
+        sources = [sentences[i] for i in written]
+        tokens = [[*sentence, EOS_ID] for sentence in self.source_tokenizer.encode(sources)]
         if temperature > 0:
             outputs = []
             for i, sentence in zip(written, tokens, strict=True):
@@ -75,7 +73,7 @@ class Translator:
                 device=self.device,
             )
         translations = [""] * len(sentences)
-        for i, translation in zip(written, self.target_tokenizer.decode(outputs), strict=True):
+        for i, translation in zip(written, self.target_tokenizer.decode(outputs, sources), strict=True):
             translations[i] = translation
         return translations
 

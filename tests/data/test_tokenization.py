@@ -8,8 +8,10 @@ import time
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from data.bpe_dropout import BPEDropout
 from data.errors import DataError
 from data.tokenization import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, UNK_ID, TextTokenizer
 
@@ -143,6 +145,44 @@ def test_training_is_deterministic_across_processes():
         assert run.stdout.strip() == str(expected)
 
 
+WITH_NUMBERS = ["um 10:30 Uhr", "1.000,50 € (oder €7)", "3-4 a12b 12", "x <num>", "12"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_numbers_are_one_token_each_and_come_back_from_the_source(kind):
+    texts = [*CORPUS, *WITH_NUMBERS]
+    trained = TextTokenizer.train(texts, kind, 300, mask_numbers=True)
+    for tokenizer in (trained, TextTokenizer.from_json(trained.to_json())):
+        assert tokenizer.masks_numbers
+        ids = tokenizer.encode(["um 10:30 Uhr 7", "3-4 a12b"])
+        tokens = [tokenizer.tokens(sentence) for sentence in ids]
+        assert [t for t in tokens[0] if "num" in t] == ["▁<num>"] * 2
+        assert [t for t in tokens[1] if "num" in t] == ["▁<num>", "<num>", "<num>"]
+        assert tokenizer.decode(ids) == ["um <num> Uhr <num>", "<num>-<num> a<num>b"]
+        assert tokenizer.decode(tokenizer.encode(texts), texts) == list(map(normalised, texts))
+        assert tokenizer.decode(ids, ["1", "2 5 6 7"]) == ["um 1 Uhr", "2-5 a6b"]
+    assert not any(c.isdigit() for token in trained.backend.get_vocab() for c in token)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_are_masked_where_training_had_none_and_kept_where_not_asked_for(kind):
+    masking = TextTokenizer.train(["ein Haus", "zwei Häuser"] * 3, kind, 60, mask_numbers=True)
+    (ids,) = masking.encode(["ein 1.50"])
+    assert UNK_ID not in ids and masking.decode([ids], ["2,75"])[0].endswith(" 2,75")
+    plain = TextTokenizer.train([*CORPUS, *WITH_NUMBERS], kind, 300)
+    assert not plain.masks_numbers
+    assert plain.decode(plain.encode(["um 10:30 Uhr"]), ["um 9 Uhr"]) == ["um 10:30 Uhr"]
+
+
+def test_bpe_dropout_leaves_masked_numbers_whole_or_marked():
+    tokenizer = TextTokenizer.train([*CORPUS, *WITH_NUMBERS], "bpe", 300, mask_numbers=True)
+    texts = [*CORPUS, "um 10:30 Uhr, 3-4"]
+    assert BPEDropout(tokenizer, 0.0).encode(texts, np.random.default_rng(0)) == tokenizer.encode(texts)
+    for seed in range(5):
+        ids = BPEDropout(tokenizer, 0.5).encode(texts, np.random.default_rng(seed))
+        assert tokenizer.decode(ids, texts) == list(map(normalised, texts))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_tokenizer_is_the_same(tmp_path, kind):
     tokenizer = TextTokenizer.train(CORPUS, kind, 200)
@@ -175,6 +215,8 @@ def test_damaged_files_are_data_errors(tmp_path):
         ({"texts": ["", "  "]}, "no text"),
         ({"texts": []}, "no text"),
         ({"vocab_size": 5}, "too small"),
+        ({"vocab_size": 7, "mask_numbers": True}, "at least 8"),
+        ({"texts": ["12", "3 4"], "mask_numbers": True}, "no text"),
         ({"kind": "unigram", "min_frequency": 2}, "minimum frequency"),
         ({"kind": "wordpiece"}, "'wordpiece'"),
     ],

@@ -56,6 +56,52 @@ def test_own_files_are_split_by_hash_unless_held_out_files_are_given(tmp_path):
     assert text.sources[7] not in splits.train.sources and text.targets[9] not in splits.train.targets
 
 
+def test_a_further_test_set_stands_beside_the_other_and_leaves_training(tmp_path):
+    text = some_text()
+    files = (write(tmp_path / "a.en", text.sources), write(tmp_path / "a.it", text.targets))
+    extra = (
+        write(tmp_path / "x.en", [text.sources[7], "", "Bye."]),
+        write(tmp_path / "x.it", ["Ciao!", "x", "Addio."]),
+    )
+    options = {"train_files": files, "valid_fraction": 0.1, "test_fraction": 0.1}
+    without = load_splits("none", "", ("en", "it"), **options)
+    splits = load_splits("none", "", ("en", "it"), **options, extra_test_files=extra)
+    assert without.test_extra is None and splits.test == without.test
+    assert splits.test_extra == ParallelText([text.sources[7], "Bye."], ["Ciao!", "Addio."])
+    assert text.sources[7] not in splits.train.sources and splits.counts["test_extra"] == 2
+    corpus = TranslationCorpus(splits, **SETTINGS)
+    assert len(corpus.test_extra) == 2 and TranslationCorpus(without, **SETTINGS).test_extra is None
+    empty = (write(tmp_path / "e.en", [""]), write(tmp_path / "e.it", ["x"]))
+    with pytest.raises(DataError, match=r"e\.en and .*e\.it: no pair"):
+        load_splits("none", "", ("en", "it"), **options, extra_test_files=empty)
+
+
+def test_the_phrasebook_takes_no_held_out_files(tmp_path):
+    with pytest.raises(DataError, match="splits of its own"):
+        load_splits("phrasebook", "", ("en", "it"), extra_test_files=("a", "b"))
+
+
+def test_the_revision_reaches_the_hub(monkeypatch):
+    asked = []
+
+    def load(*arguments):
+        asked.append(arguments)
+        return some_text()
+
+    monkeypatch.setattr("data.translation.load_hub_pairs", load)
+    load_splits("x/y", "de-en", ("de", "en"), dataset_revision="refs/convert/parquet", test_fraction=0.1)
+    assert asked == [("x/y", "de-en", ("de", "en"), None, "refs/convert/parquet")]
+
+
+def test_masked_numbers_are_in_both_tokenizers():
+    text = some_text()
+    corpus = TranslationCorpus(CorpusSplits(text, text, text), **SETTINGS, mask_numbers=True)
+    assert corpus.source_tokenizer.masks_numbers and corpus.target_tokenizer.masks_numbers
+    outputs = [corpus.train.target[i].tolist() for i in range(len(text))]
+    assert corpus.target_tokenizer.decode(outputs, text.sources) == text.targets
+    assert corpus.target_tokenizer.decode(outputs[12:13]) == [text.targets[12].replace("12", "<num>")]
+
+
 def test_an_empty_split_is_refused(tmp_path):
     files = (write(tmp_path / "a", [""] * 3), write(tmp_path / "b", ["x"] * 3))
     with pytest.raises(DataError):

@@ -10,19 +10,30 @@ from training.errors import UsageError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A small run on digits, whose translations differ from line to line."""
-    folder = tmp_path_factory.mktemp("digits")
-    lines = [f"{i} {i * 7 % 100} {i * 3 % 10}" for i in range(600)]
+MODELS = {
+    "transformer": ("--epochs", "30", "--d_model", "64", "--n_heads", "2", "--n_encoder_layers", "1",
+                    "--n_decoder_layers", "1", "--d_ff", "64"),
+    "lstm": ("--epochs", "30", "--model", "lstm", "--embedding_dim", "32", "--hidden_size", "48",
+             "--attentional_layer", "--input_feeding"),
+}  # fmt: skip
+
+
+def train(folder: Path, lines: list[str], *flags: str) -> Path:
+    """A small run that learns to copy."""
     (folder / "digits").write_text("".join(f"{line}\n" for line in lines))
     command = [sys.executable, "train_translation.py", "demo", "--train_files", str(folder / "digits"),
-               str(folder / "digits"), "--output_dir", str(folder / "run"), "--tracker", "none", "--epochs", "30",
-               "--d_model", "64", "--n_heads", "2", "--validate_every", "200",
-               "--n_encoder_layers", "1", "--n_decoder_layers", "1",
-               "--d_ff", "64", "--max_tokens", "512", "--beam_size", "3", "--eval_batch_size", "7"]  # fmt: skip
+               str(folder / "digits"), "--output_dir", str(folder / "run"), "--tracker", "none",
+               "--validate_every", "200", "--max_tokens", "512", "--beam_size", "3", "--eval_batch_size", "7",
+               *flags]  # fmt: skip
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return folder / "run"
+
+
+@pytest.fixture(scope="module", params=["transformer", "lstm"])
+def finished(request, tmp_path_factory) -> Path:
+    """A run on digits, whose translations differ from line to line."""
+    lines = [f"{i} {i * 7 % 100} {i * 3 % 10}" for i in range(600)]
+    return train(tmp_path_factory.mktemp("digits"), lines, *MODELS[request.param])
 
 
 def test_it_repeats_the_translations_of_the_run(finished):
@@ -63,6 +74,17 @@ def test_the_command_reads_stdin_or_arguments(finished):
     assert len(lines) == 4 and lines[1] == "" and [lines[0], lines[2]] == given.stdout.splitlines()
     absent = run(str(finished.parent / "nothing"), "1 2 3")
     assert absent.returncode == 2 and absent.stderr.startswith("error:") and absent.stderr.count("\n") == 1
+
+
+def test_masked_numbers_are_copied_from_the_sentence(tmp_path):
+    lines = [f"room {i}, {i * 7 % 100}" if i % 2 else f"{i} houses at {i * 3}" for i in range(400)]
+    run = train(tmp_path, lines, "--mask_numbers", *MODELS["lstm"])
+    translator = Translator(run)
+    sentences = ["room 1, 2", "", "1.000,50 houses at 10:30"]
+    assert translator(sentences) == sentences
+    for kind in ("src", "hyp"):
+        lines = (run / "translations" / f"test.{kind}.txt").read_text().splitlines()
+        assert translator(lines) == lines
 
 
 def test_a_folder_without_checkpoint_is_refused(tmp_path):
