@@ -28,10 +28,11 @@ from torch.nn import functional as F
 from tyro.conf import Suppress
 
 from data.augmentation import Augmentation, Augmenter, channel_statistics, normalise
+from data.drawn_digits import drawn_digits
 from data.drawn_shapes import drawn_shapes
 from data.epoch_order import plan_epoch
 from data.errors import DataError
-from data.labelled_images import ImageSplits, LabelledImages, load_image_splits
+from data.labelled_images import ImageSplits, load_image_splits
 from models.batch_norm import synchronize_batch_norm
 from models.resnet import ResNet9
 from models.speednet import SpeedNet
@@ -55,7 +56,7 @@ from training.schedules import one_cycle, set_lr
 class Config:
     recipe: Suppress[str]  # name of the recipe, for the run's folder and the tracker
     # --- data
-    dataset: str = "uoft-cs/cifar10"  # data set on the hub, or "shapes" (embedded)
+    dataset: str = "uoft-cs/cifar10"  # data set on the hub, or "shapes" or "digits" (embedded)
     data_dir: str = ""  # parquet, cifar-10-batches-py or -bin, or a folder a class, instead of the hub
     image_size: int = 32  # side that images of another size are resized and cropped to, in pixels
     # --- augmentation
@@ -137,10 +138,11 @@ RECIPES: dict[str, tuple[str, Config]] = {
 
 
 def load_splits(config: Config) -> ImageSplits:
-    if config.dataset == "shapes" and not config.data_dir:
-        train_images, train_labels, test_images, test_labels, names = drawn_shapes()
-        train, test = LabelledImages(train_images, train_labels), LabelledImages(test_images, test_labels)
-        return ImageSplits(train, test, names)
+    embedded = {"shapes": drawn_shapes, "digits": drawn_digits}.get(config.dataset)
+    if embedded and not config.data_dir:
+        train_images, train_labels, test_images, test_labels, names = embedded()
+        train_images, test_images = (images.expand(-1, 3, -1, -1) for images in (train_images, test_images))
+        return ImageSplits.of(train_images, train_labels, test_images, test_labels, names)
     return load_image_splits(config.dataset, config.data_dir or None, image_size=config.image_size)
 
 

@@ -47,6 +47,15 @@ class ImageSplits:
     test: LabelledImages
     class_names: tuple[str, ...]
 
+    @classmethod
+    def of(
+        cls, train_images: Tensor, train_labels: Tensor, test_images: Tensor, test_labels: Tensor,
+        class_names: tuple[str, ...],
+    ) -> "ImageSplits":  # fmt: skip
+        """The splits of a data set that is drawn by code."""
+        train, test = LabelledImages(train_images, train_labels), LabelledImages(test_images, test_labels)
+        return cls(train, test, class_names)
+
 
 def load_image_splits(
     dataset: str, data_dir: str | Path | None, *, image_size: int = 32, n_channels: int = 3

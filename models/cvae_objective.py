@@ -1,0 +1,63 @@
+"""The terms of a conditional VAE's objective, of each image by itself. Shapes as in models/cvae.py."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.cvae import CVAE, CVAEOutput
+from models.elbo import importance_weighted_bound
+from models.likelihoods import Likelihood
+
+
+class Objective(nn.Module):
+    """What is trained: the CVAE, the likelihood of its outputs, and a probe that reads the label from its latent.
+
+    With `probe_weight` > 0 the encoder learns against the probe, so that the latent does not tell the label and
+    the decoder must take it from where it is given (Klys, Snell and Zemel 2018, arXiv 1812.06190; the gradient is
+    turned round as in Ganin and Lempitsky 2015, arXiv 1409.7495).
+    """
+
+    def __init__(self, cvae: CVAE, likelihood: Likelihood, probe_weight: float = 0.0):
+        super().__init__()
+        self.cvae, self.likelihood, self.probe_weight = cvae, likelihood, probe_weight
+        if probe_weight > 0:
+            self.probe = nn.Sequential(nn.Linear(cvae.latent_dim, 256), nn.SiLU(), nn.Linear(256, cvae.n_classes))
+
+    def forward(
+        self, targets: Tensor, labels: Tensor, decoder_labels: Tensor, noise: Tensor
+    ) -> tuple[Tensor, CVAEOutput, Tensor]:
+        """Returns the log-likelihood (B,), the network's output and the probe's loss (B,), in nats.
+
+        Targets are (B, C, S, S), labels (B,), noise (B, n_noise). The network is given `decoder_labels`, some of
+        which may be `no_label`; the probe is after `labels`.
+        """
+        output = self.cvae(scaled(targets), decoder_labels, noise)
+        log_prob = self.likelihood.log_prob(output.parameters, targets)
+        if self.probe_weight <= 0:
+            return log_prob, output, torch.zeros_like(log_prob)
+        # The same value with the gradient turned round: the probe learns to read, the encoder to hide.
+        latent = (1 + self.probe_weight) * output.latent.detach() - self.probe_weight * output.latent
+        return log_prob, output, F.cross_entropy(self.probe(latent).float(), labels, reduction="none")
+
+    @torch.no_grad()
+    def bounds(
+        self, targets: Tensor, labels: Tensor, n_draws: int, generator: torch.Generator
+    ) -> tuple[Tensor, CVAEOutput, Tensor]:
+        """Of one draw of the latents the log-likelihood (B,) and the output, of `n_draws` >= 1 the bound (B,).
+
+        That is the importance-weighted one (models/elbo.py), in nats. The noise is of `generator`, on the device.
+        """
+        posterior = self.cvae.infer(scaled(targets), labels)
+        draws, log_weights = [], []
+        for _ in range(n_draws):
+            noise = torch.randn(len(labels), self.cvae.n_noise, generator=generator, device=targets.device)
+            output = self.cvae.draw(posterior, labels, noise)
+            log_prob = self.likelihood.log_prob(output.parameters, targets)
+            log_weights.append(log_prob - output.log_ratio)
+            draws = draws or [log_prob, output]
+        return *draws, importance_weighted_bound(torch.stack(log_weights))
+
+
+def scaled(targets: Tensor) -> Tensor:
+    """Targets, uint8 or floats from 0 to 1, as the encoder takes them: floats from -1 to 1."""
+    return targets.float() / 127.5 - 1 if targets.dtype == torch.uint8 else 2 * targets - 1

@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models.cvae import CVAE
+from models.cvae_objective import Objective, scaled
+from models.likelihoods import Bernoulli, LogisticMixture
+
+LABELS = torch.tensor([0, 1, 2, 1])
+
+
+def make(probe_weight: float = 0.0, spatial_latents=()) -> Objective:
+    torch.manual_seed(0)
+    cvae = CVAE(3, 1, 8, 1, latent_dim=4, width=16, spatial_latents=spatial_latents, encoder_sees_label=False)
+    return Objective(cvae, Bernoulli(), probe_weight)
+
+
+def test_the_terms_are_those_of_the_network_and_the_likelihood():
+    model, targets = make(), (torch.rand(4, 1, 8, 8) < 0.5).float()
+    noise = torch.randn(4, model.cvae.n_noise)
+    log_prob, output, probe_loss = model(targets, LABELS, LABELS, noise)
+    expected = model.cvae(2 * targets - 1, LABELS, noise)
+    torch.testing.assert_close(output.kl, expected.kl)
+    bce = F.binary_cross_entropy_with_logits(expected.parameters, targets, reduction="none").flatten(1).sum(1)
+    torch.testing.assert_close(log_prob, -bce)
+    assert probe_loss.tolist() == [0.0] * 4 and not hasattr(model, "probe")
+
+
+def test_the_probe_learns_to_read_what_the_encoder_learns_to_hide():
+    weight = 0.7
+    model, targets = make(weight), (torch.rand(4, 1, 8, 8) < 0.5).float()
+    noise = torch.randn(4, model.cvae.n_noise)
+    _, output, probe_loss = model(targets, LABELS, LABELS, noise)
+    torch.testing.assert_close(probe_loss, F.cross_entropy(model.probe(output.latent), LABELS, reduction="none"))
+    head, reader = model.cvae.encoder.head.weight, model.probe[0].weight
+    reversed_gradient, of_probe = torch.autograd.grad(probe_loss.sum(), (head, reader))
+    _, output, _ = model(targets, LABELS, LABELS, noise)
+    plain = F.cross_entropy(model.probe(output.latent), LABELS, reduction="sum")
+    expected, expected_of_probe = torch.autograd.grad(plain, (head, reader))
+    torch.testing.assert_close(reversed_gradient, -weight * expected)
+    torch.testing.assert_close(of_probe, expected_of_probe)
+
+
+@pytest.mark.parametrize("spatial_latents", [(), ((4, 2),)])
+def test_more_draws_never_loosen_the_bound_and_one_is_the_elbos_estimate(spatial_latents):
+    model, targets = make(spatial_latents=spatial_latents), (torch.rand(4, 1, 8, 8) < 0.5).float()
+    with torch.no_grad():  # a posterior away from the prior
+        model.cvae.encoder.head.weight.mul_(30)
+    log_prob, output, one = model.bounds(targets, LABELS, 1, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(one, log_prob - output.log_ratio)
+    elbo = torch.stack([
+        model.bounds(targets, LABELS, 1, torch.Generator().manual_seed(i))[2] for i in range(200)
+    ])  # fmt: skip
+    _, _, many = model.bounds(targets, LABELS, 200, torch.Generator().manual_seed(2))
+    error = elbo.std(0) / 200**0.5
+    assert (many > elbo.mean(0) - 3 * error).all() and many.mean() > elbo.mean()
+
+
+def test_scaled_targets_reach_from_minus_one_to_one():
+    assert scaled(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+    assert scaled(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-1.0, 0.0, 1.0]
+
+
+def test_targets_are_what_the_likelihood_takes():
+    images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    drawn = [Bernoulli().targets(images, torch.Generator().manual_seed(i)) for i in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert set(drawn[0].unique().tolist()) == {0.0, 1.0}
+    assert LogisticMixture(2).targets(images, torch.Generator()) is images

@@ -1,0 +1,362 @@
+"""The whole script, end to end, on drawn digits: what a user relies on."""
+
+import gzip
+import math
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from accelerate import Accelerator
+from run_folders import Killed, curve, final_weights, summary
+
+import train_cvae
+from data.drawn_digits import drawn_digits
+from train_cvae import RECIPES, Config, build_model, build_optimizer, evaluate
+from training.cli import run_script
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ("--image_size", "16", "--latent_dim", "4", "--width", "16", "--batch_size", "20", "--max_train_steps", "6",
+        "--log_every", "2", "--iw_samples", "3", "--tracker", "none")  # fmt: skip
+
+
+class AlwaysOne:
+    """A judge to whom every picture is a 1."""
+
+    def __call__(self, images):
+        return torch.ones(len(images), dtype=torch.int64)
+
+
+@pytest.fixture
+def train(fresh_accelerate, monkeypatch):
+    """Run the script in this process, with a judge that costs nothing: train(output_dir, *flags) -> exit code."""
+    monkeypatch.setattr(train_cvae, "find_judge", lambda *args: AlwaysOne())
+
+    def run(output_dir, *flags) -> int:
+        fresh_accelerate()
+        flags = ["demo", *TINY, "--output_dir", str(output_dir), *map(str, flags)]
+        monkeypatch.setattr(sys, "argv", ["train_cvae.py", *flags])
+        try:
+            run_script(train_cvae.main, RECIPES, "", user_errors=(train_cvae.DataError,))
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_digits():
+    """A few of the demo's pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_cvae, "drawn_digits", lambda image_size: drawn_digits(100, 42, image_size))
+        yield
+
+
+# --- one run
+
+
+def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(run) == 0
+    found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "checkpoint-" not in str(p)}
+    figures = ("active_units", "elbo", "interpolations", "latent_map", "loss", "lr", "prior_samples",
+               "reconstructions", "relabelled", "terms", "throughput", "wrong_labels")  # fmt: skip
+    assert found == {"config.json", "metrics.jsonl", "summary.json", *(f"figures/{name}.png" for name in figures)}
+    values = summary(run)
+    names = ("elbo", "reconstruction", "kl", "bits_per_dim", "iw_bound", "classifier_accuracy", "wrong_label_hits",
+             "prior_hits", "probe_linear", "probe_mlp", "probe_chance")  # fmt: skip
+    assert all(math.isfinite(values[f"test/{name}"]) for name in names)
+    assert values["test/elbo"] == pytest.approx(-values["test/reconstruction"] - values["test/kl"])
+    assert values["test/bits_per_dim"] == pytest.approx(-values["test/elbo"] / 256 / math.log(2), rel=1e-5)
+    assert 0 <= values["test/active_units"] <= 4 and values["test/n_images"] == 42
+    labels = drawn_digits(100, 42, 16)[3]
+    assert values["test/classifier_accuracy"] == pytest.approx(float((labels == 1).float().mean()))
+    assert values["test/prior_hits"] == pytest.approx(5 / 42)  # labels 0 to 9 in turn
+    logged = set().union(*curve(run))
+    assert {"train/loss", "train/reconstruction", "train/kl", "lr", "train/gradient_norm", "test/elbo"} <= logged
+    assert f"test ELBO {values['test/elbo']:.2f} nats" in capsys.readouterr().out
+
+
+def test_eval_only_gives_the_same_bounds_and_trains_nothing(train, tmp_path):
+    assert train(tmp_path / "run") == 0
+    assert train(tmp_path / "evaluated", "--eval_only", "--resume", tmp_path / "run") == 0
+    for name in ("test/elbo", "test/iw_bound", "test/wrong_label_hits", "test/probe_mlp"):
+        assert summary(tmp_path / "evaluated")[name] == pytest.approx(summary(tmp_path / "run")[name], rel=1e-5)
+    assert not (tmp_path / "evaluated" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_as_the_readme_launches_it_learns_the_digits(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml",
+               "train_cvae.py", "demo", "--output_dir", str(tmp_path / "run")]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    elbos = [line["test/elbo"] for line in curve(tmp_path / "run") if "test/elbo" in line]
+    assert elbos[-1] > elbos[0] + 10
+    values = summary(tmp_path / "run")
+    assert values["test/elbo"] <= values["test/iw_bound"] + 0.1
+    assert values["test/classifier_accuracy"] >= 0.97
+    assert values["test/wrong_label_hits"] >= 0.8 and values["test/prior_hits"] >= 0.8
+    pictures = {p.name.rsplit("_", 2)[0] for p in (tmp_path / "run").rglob("media/images/figures/*.png")}
+    assert {"wrong_labels", "prior_samples", "relabelled", "latent_map"} <= pictures
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--likelihood", "continuous_bernoulli", "--conditioning", "concat"),
+        ("--likelihood", "logistic_mixture", "--channels", "1", "--patch_size", "2", "--free_bits", "0.5"),
+        ("--likelihood", "gaussian", "--spatial_latents", "4", "2", "--kl_warmup", "0.5", "--flip"),
+        ("--binarisation", "static", "--encoder_sees_label", "--label_dropout", "0.2", "--probe_weight", "1"),
+    ],
+)
+def test_every_likelihood_and_lever_trains(train, tmp_path, flags):
+    assert train(tmp_path / "run", *flags) == 0
+    values = summary(tmp_path / "run")
+    assert math.isfinite(values["test/elbo"]) and values["test/kl"] >= 0
+
+
+def test_static_binarisation_shows_the_same_pixels_in_each_epoch(train, tmp_path, monkeypatch):
+    seen = {}
+
+    def note(*args):
+        images, ids = args[3], args[5]
+        for i, image in zip(ids.tolist(), images[ids], strict=True):
+            seen.setdefault(i, set()).add(tuple(image.flatten().tolist()))
+        return genuine(*args)
+
+    genuine = train_cvae.train_update
+    monkeypatch.setattr(train_cvae, "train_update", note)
+    assert train(tmp_path / "run", "--binarisation", "static", "--max_train_steps", "15") == 0
+    assert len(seen) == 100 and all(len(pictures) == 1 for pictures in seen.values())
+    assert {value for pictures in seen.values() for picture in pictures for value in picture} == {0, 255}
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "logistic_mixture"])
+def test_it_overfits_one_batch(likelihood):
+    torch.manual_seed(0)
+    config = Config("test", image_size=16, latent_dim=8, width=16, likelihood=likelihood, kl_weight=0.0)
+    images, labels, *_ = drawn_digits(16, 10, 16)
+    model = build_model(config, 10)
+    optimizer = build_optimizer(model, config, fp16=False)
+    targets = model.likelihood.targets(images, torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(200):
+        optimizer.zero_grad()
+        log_prob, _, _ = model(targets, labels, labels, torch.zeros(16, model.cvae.n_noise))
+        (-log_prob.mean() / 256).backward()
+        optimizer.step()
+        losses.append(-float(log_prob.mean()))
+    assert losses[-1] < 0.1 * losses[0]
+
+
+# --- resuming
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--spatial_latents", "4", "2", "--label_dropout", "0.3", "--probe_weight", "0.5", "--kl_warmup", "0.5"),
+        ("--likelihood", "gaussian", "--flip", "--ema_decay", "0", "--gradient_accumulation_steps", "2"),
+    ],
+)
+def test_killed_anywhere_and_resumed_equals_uninterrupted_bit_for_bit(train, tmp_path, monkeypatch, flags):
+    flags = (*flags, "--checkpointing_steps", "3", "--max_train_steps", "10")
+    assert train(tmp_path / "whole", *flags) == 0
+    genuine = train_cvae.train_update
+    calls = 0
+
+    def killed_at_5_and_8(*args):
+        nonlocal calls
+        calls += 1
+        if calls in (5, 10):  # after 4 updates, and (resumed at 3) after 7
+            raise Killed
+        return genuine(*args)
+
+    monkeypatch.setattr(train_cvae, "train_update", killed_at_5_and_8)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", *flags, "--resume", "latest")
+    assert train(tmp_path / "killed", *flags, "--resume", "latest") == 0
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    for name, tensor in final_weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, final_weights(tmp_path / "killed")[name]), name
+
+
+# --- equal updates, equal scores
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path, monkeypatch):
+    """Noise and all: it is drawn for the whole update."""
+    flags = ("--spatial_latents", "4", "2", "--probe_weight", "0.5", "--label_dropout", "0.2", "--flip",
+             "--lr", "1e-3", "--max_train_steps", "3", "--batch_size")  # fmt: skip
+    judge = train_tiny_judge(tmp_path / "judge")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+               "accelerate_configs/cpu_2proc.yaml", "train_cvae.py", "demo", *TINY, "--judge", str(judge),
+               "--output_dir", str(tmp_path / "two"), *flags, "10"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    monkeypatch.setattr(train_cvae, "drawn_digits", drawn_digits_of_side)  # the launched script's, whole
+    monkeypatch.setattr(train_cvae, "find_judge", GENUINE_FIND_JUDGE)
+    assert train(tmp_path / "doubled", *flags, 20, "--judge", judge) == 0
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    expected = final_weights(tmp_path / "doubled")
+    for name, tensor in final_weights(tmp_path / "two").items():
+        # AdamW's first steps have the size of the rate whatever the gradient's: rounding decides tiny ones' sign.
+        torch.testing.assert_close(tensor, expected[name], atol=5e-4, rtol=0, msg=name)
+    two, doubled = summary(tmp_path / "two"), summary(tmp_path / "doubled")
+    assert two["num_processes"] == 2 and two["test/n_images"] == doubled["test/n_images"] == 1000
+    for name in ("test/elbo", "test/iw_bound", "test/wrong_label_hits", "test/classifier_accuracy"):
+        assert two[name] == pytest.approx(doubled[name], rel=2e-3, abs=2e-3), name
+    first = [next(line["train/loss"] for line in curve(tmp_path / name) if "train/loss" in line)
+             for name in ("two", "doubled")]  # fmt: skip
+    assert first[0] == pytest.approx(first[1], rel=1e-5)
+
+
+GENUINE_FIND_JUDGE = train_cvae.find_judge
+
+
+def drawn_digits_of_side(image_size: int):
+    return drawn_digits(image_size=image_size)
+
+
+def train_tiny_judge(folder: Path) -> Path:
+    command = [sys.executable, "train_cifar.py", "demo", "--dataset", "digits", "--model", "ultimus",
+               "--optimizer", "adamw", "--lr", "0.01", "--bias_lr_factor", "1", "--head_lr_factor", "1",
+               "--max_train_steps", "5", "--tracker", "none", "--output_dir", str(folder)]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+def test_accumulation_trains_as_the_doubled_batch(train, tmp_path):
+    assert train(tmp_path / "accumulated", "--batch_size", "10", "--gradient_accumulation_steps", "2") == 0
+    assert train(tmp_path / "doubled") == 0
+    expected = final_weights(tmp_path / "doubled")
+    for name, tensor in final_weights(tmp_path / "accumulated").items():
+        torch.testing.assert_close(tensor, expected[name], atol=2e-3, rtol=0, msg=name)
+
+
+def evaluate_in_process(rank: int, n_processes: int, store: str, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n_processes),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    torch.set_num_threads(1)
+    if n_processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n_processes)
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == n_processes
+    torch.manual_seed(0)
+    config = Config("test", image_size=16, latent_dim=4, width=16, eval_batch_size=10)
+    model = build_model(config, 10)
+    images, labels = drawn_digits(1, 57, 16)[2:4]
+    targets = model.likelihood.targets(images, torch.Generator().manual_seed(0))
+    torch.save(evaluate(accelerator, model, targets, labels, config, 3), folder / f"{n_processes}-{rank}.pt")
+    if n_processes > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_bounds_do_not_depend_on_the_number_of_processes(tmp_path):
+    for n in (1, 2, 3):
+        mp.spawn(evaluate_in_process, (n, str(tmp_path / f"store{n}"), tmp_path), nprocs=n)
+    expected, latents, kl_units = torch.load(tmp_path / "1-0.pt")
+    assert expected["n_images"] == 57
+    for n, rank in ((2, 0), (2, 1), (3, 0), (3, 1), (3, 2)):
+        metrics, other_latents, other_kl = torch.load(tmp_path / f"{n}-{rank}.pt")
+        assert metrics == pytest.approx(expected, rel=1e-5)
+        torch.testing.assert_close(other_latents, latents)
+        torch.testing.assert_close(other_kl, kl_units)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_optimizer_has_every_trained_parameter_once(recipe):
+    config = train_cvae.replace(RECIPES[recipe][1], probe_weight=1.0)
+    model = build_model(config, 10)
+    groups = build_optimizer(model, config, fp16=False).param_groups
+    held = [id(p) for group in groups for p in group["params"]]
+    assert len(held) == len(set(held)) and set(held) == {id(p) for p in model.parameters()}
+
+
+# --- options
+
+
+def test_find_lr_suggests_plots_and_starts_no_run(train, tmp_path, capsys):
+    assert train(tmp_path / "run", "--find_lr") == 0
+    shown = capsys.readouterr().out
+    assert "valley" in shown and "steepest" in shown
+    assert [str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*.*")] == [
+        "figures/lr_range_test.png"
+    ]
+
+
+@pytest.mark.slow
+def test_compile_changes_neither_weights_nor_random_numbers(train, tmp_path):
+    flags = ("--max_train_steps", "3", "--log_every", "1")
+    assert train(tmp_path / "eager", *flags) == 0
+    assert train(tmp_path / "compiled", *flags, "--compile", "--profile") == 0
+    losses = [
+        [line["train/loss"] for line in curve(tmp_path / name) if "train/loss" in line]
+        for name in ("eager", "compiled")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert summary(tmp_path / "compiled")["compile_seconds"] > 0
+
+
+def test_bf16_trains_close_to_fp32(train, tmp_path, monkeypatch):
+    assert train(tmp_path / "fp32") == 0
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert train(tmp_path / "bf16") == 0
+    elbos = [summary(tmp_path / name)["test/elbo"] for name in ("fp32", "bf16")]
+    assert elbos[0] == pytest.approx(elbos[1], rel=0.05) and elbos[0] != elbos[1]
+
+
+def test_a_run_that_diverges_says_so_and_exits_1(train, tmp_path, capsys):
+    assert train(tmp_path / "run", "--lr", "1e30", "--max_grad_norm", "0") == 1
+    assert "not finite" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+# --- own data, and bad data
+
+
+def write_idx(root: Path, n: int = 40, labels=None, magic: int = 2051, cut: int = 0) -> Path:
+    """MNIST's four files with n training and n test pictures."""
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for split in ("train", "t10k"):
+        pixels = rng.integers(0, 256, (n, 16, 16), dtype=np.uint8)
+        numbers = np.arange(n, dtype=np.uint8) % 10 if labels is None else np.asarray(labels, np.uint8)
+        images = struct.pack(">IIII", magic, n, 16, 16) + pixels.tobytes()
+        (root / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images[: len(images) - cut]))
+        (root / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, n) + numbers.tobytes())
+    return root
+
+
+def test_own_idx_files(train, tmp_path):
+    assert train(tmp_path / "run", "--data_dir", write_idx(tmp_path / "idx")) == 0
+    assert summary(tmp_path / "run")["test/n_images"] == 40
+
+
+def test_bad_data_and_flags_are_one_line_and_exit_code_2(train, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for flags, named in (
+        (("--data_dir", write_idx(tmp_path / "cut", cut=100)), "train-images-idx3-ubyte.gz"),
+        (("--data_dir", write_idx(tmp_path / "magic", magic=1234)), "train-images-idx3-ubyte.gz"),
+        (("--data_dir", tmp_path / "empty"), str(tmp_path / "empty")),
+        (("--width", "20"), "width"),
+        (("--spatial_latents", "5", "2"), "spatial"),
+    ):
+        assert train(tmp_path / "run", *flags) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
+        assert line.startswith("error:") and named in line
+    assert not (tmp_path / "run").exists()

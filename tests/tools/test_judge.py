@@ -1,0 +1,101 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.drawn_digits import drawn_digits
+from data.labelled_images import ImageSplits
+from tools import judge
+from tools.judge import Judge, find_judge, label_hits, train_judge
+from training.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+NAMES = tuple("0123456789")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a short run on drawn digits."""
+    folder = tmp_path_factory.mktemp("judge") / "run"
+    command = [sys.executable, "train_cifar.py", "demo", "--dataset", "digits", "--model", "ultimus",
+               "--optimizer", "adamw", "--lr", "0.01", "--bias_lr_factor", "1", "--head_lr_factor", "1",
+               "--max_train_steps", "40", "--tracker", "none", "--output_dir", str(folder)]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+def test_it_labels_pictures_as_the_classifier_does_and_follows_their_size(run):
+    _, _, images, _, _ = drawn_digits(n_train=1, n_test=200)
+    judged = Judge(run, NAMES, CPU)
+    labels = judged(images.float() / 255, batch_size=64)
+    assert torch.equal(labels, judged.classifier.probabilities(images.expand(-1, 3, -1, -1)).argmax(1))
+    doubled = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert float((judged(doubled.float() / 255) == labels).float().mean()) > 0.9
+
+
+def test_a_judge_of_other_classes_is_refused(run):
+    with pytest.raises(UsageError, match="--judge"):
+        Judge(run, ("cat", "dog"), CPU)
+
+
+def test_a_judge_is_trained_once_and_found_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path))
+    commands = []
+
+    def run(command, **kwargs):
+        commands.append(command)
+        short = ["--model", "ultimus", "--optimizer", "adamw", "--max_train_steps", "2", "--bias_lr_factor", "1"]
+        return genuine([*command, *short, "--head_lr_factor", "1", "--views", "one"], **kwargs)
+
+    genuine = subprocess.run
+    monkeypatch.setattr(judge.subprocess, "run", run)
+    monkeypatch.setenv("RANK", "1")  # of the launch that asks for it: the judge trains alone
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    splits = ImageSplits.of(*drawn_digits(50, 20))
+    first = find_judge("", "digits", "", splits, 1, CPU)
+    again = find_judge("", "digits", "", splits, 1, CPU)
+    assert len(commands) == 1 and "none" in commands[0]  # no flips: the images are grey
+    assert torch.equal(first(splits.test.images / 255), again(splits.test.images / 255))
+    assert len(list((tmp_path / "judges").iterdir())) == 1
+
+
+def test_a_training_that_fails_is_one_clear_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match=r"nowhere.*--judge"):
+        train_judge("uoft-cs/cifar10", str(tmp_path / "nowhere"), 1, flip=True, fingerprint=[b"x"])
+
+
+def test_hits_are_counted_against_the_label_that_was_asked_for(fresh_accelerate):
+    """With a model that draws its label as a grey level, and a judge that reads it."""
+    from accelerate import Accelerator
+
+    class Drawing(torch.nn.Module):
+        n_classes, n_noise = 10, 1
+
+        def reconstruct(self, images, labels, decoder_labels, noise, kept_levels):
+            return levels(decoder_labels.where(decoder_labels != 3, 0))  # never a 3
+
+        def sample(self, labels, noise, temperature):
+            return levels(labels)
+
+    class Grey(torch.nn.Module):
+        def mean(self, parameters):
+            return parameters
+
+    class Model(torch.nn.Module):
+        cvae, likelihood = Drawing(), Grey()
+
+    def levels(labels):
+        return (labels / 10)[:, None, None, None].expand(-1, 1, 4, 4)
+
+    labels = torch.arange(100) % 10
+    images = (levels(labels) * 255).round().to(torch.uint8)
+    images[:7] = 0  # seven real images, of 0 to 6, look like a 0
+    read = lambda pictures: (10 * pictures[:, 0, 0, 0]).round().long()  # noqa: E731
+    hits = label_hits(Accelerator(cpu=True), Model(), read, images, images.float() / 255, labels, seed=0)
+    assert hits["classifier_accuracy"] == pytest.approx(0.94)
+    assert hits["prior_hits"] == 1.0
+    assert 0.8 <= hits["wrong_label_hits"] < 1.0  # about a tenth were asked to be a 3

@@ -1,0 +1,124 @@
+"""A classifier of real images that says what generated ones look like: a run of train_cifar.py.
+
+Where no run is named, one is trained by that script, once, and kept in the cache.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.cache import cache_dir, content_key
+from data.labelled_images import ImageSplits
+from data.seeding import seeded_generator
+from models.cvae_objective import Objective
+from models.cvae_pictures import drawn, relabelled, wrong_labels
+from tools.classify import Classifier
+from training.checkpoints import latest_checkpoint
+from training.errors import UsageError
+from training.run import sum_over_processes
+
+SCRIPT = Path(__file__).resolve().parents[1] / "train_cifar.py"
+
+
+class Judge:
+    """`judge(images)` are the labels that a classifier gives to pictures (N, C, S, S) in 0..1, C = 1 or 3.
+
+    They are rounded to 256 levels and resized to what the classifier was trained on, real test images alike.
+    Raises UsageError for a run that is not of train_cifar.py or has other classes than `class_names`.
+    """
+
+    def __init__(self, run: str | Path, class_names: tuple[str, ...], device: torch.device):
+        self.classifier = Classifier(run, device)
+        if tuple(self.classifier.class_names) != tuple(class_names):
+            theirs, ours = ", ".join(self.classifier.class_names[:12]), ", ".join(class_names[:12])
+            raise UsageError(
+                f"--judge {run} tells apart {theirs}; the data has {ours}: name a run on the same data"
+            )
+
+    def __call__(self, images: Tensor, batch_size: int = 500) -> Tensor:
+        """-> labels (N,) int64, on the CPU."""
+        side = self.classifier.image_size
+        labels = []
+        for batch in images.split(batch_size):
+            batch = batch.float().expand(-1, 3, -1, -1)
+            if batch.shape[-1] != side:
+                batch = F.interpolate(batch, (side, side), mode="bicubic", antialias=True)
+            pixels = (255 * batch).round().clamp(0, 255).to(torch.uint8)
+            labels.append(self.classifier.probabilities(pixels).argmax(1))
+        return torch.cat(labels)
+
+
+def find_judge(
+    run: str, dataset: str, data_dir: str, splits: ImageSplits, epochs: int, device: torch.device
+) -> Judge:
+    """The judge of `run`, or, where that is empty, one trained for `epochs` on the training images of `splits`.
+
+    They came from `data_dir`, or else from `dataset`. Raises UsageError as `Judge` and `train_judge` do.
+    """
+    if not run:
+        images = splits.train.images
+        in_colour = images.shape[1] == 3  # digits would mean something else in the mirror
+        fingerprint = [images.numpy().tobytes(), splits.train.labels.numpy().tobytes()]
+        path = train_judge(dataset, data_dir, epochs, flip=in_colour, fingerprint=fingerprint)
+        run = str(path)
+    return Judge(run, splits.class_names, device)
+
+
+def train_judge(dataset: str, data_dir: str, epochs: int, flip: bool, fingerprint: list[bytes]) -> Path:
+    """The folder of a speed run of train_cifar.py on this data, trained on the first call: one process, all cores.
+
+    `fingerprint`: bytes that differ where the data does. Raises UsageError where the training fails.
+    """
+    flags = ["speedrun", "--dataset", dataset, "--epochs", str(epochs), "--flip", "alternating" if flip else "none",
+             "--batch_size", "500", "--lr", "0.12", "--tracker", "none"]  # fmt: skip
+    run = cache_dir() / "judges" / content_key({"flags": flags}, fingerprint)
+    if (run / "summary.json").exists() and latest_checkpoint(run):
+        return run
+    flags += ["--output_dir", str(run), *(["--data_dir", data_dir] if data_dir else [])]
+    print(f"training a classifier to judge by, once: {SCRIPT.name} {' '.join(flags)}", flush=True)
+    alone = {name: value for name, value in os.environ.items() if name not in _OF_SEVERAL_PROCESSES}
+    done = subprocess.run([sys.executable, str(SCRIPT), *flags], env=alone, stdout=subprocess.DEVNULL, text=True,
+                          stderr=subprocess.PIPE)  # fmt: skip
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UsageError(f"the classifier to judge by could not be trained ({last}): name a run with --judge")
+    return run
+
+
+@torch.no_grad()
+def label_hits(
+    accelerator: Accelerator, model: Objective, judge: Judge, images: Tensor, targets: Tensor, labels: Tensor,
+    seed: int, batch_size: int = 500,
+) -> dict[str, float]:  # fmt: skip
+    """How often `judge` sees the label that was asked for, as shares; the same on all processes.
+
+    `classifier_accuracy`: in the real images (N, C, S, S) uint8 with labels (N,). `wrong_label_hits`: in what
+    `model` makes of their `targets` (N, C, S, S) under a random wrong label each. `prior_hits`: in N pictures
+    from the prior, of all labels alike.
+    """
+    model.eval()
+    n, n_classes = len(images), model.cvae.n_classes
+    hits = torch.zeros(3, device=images.device)
+    batches = torch.arange(n, device=images.device).split(batch_size)
+    for i in range(accelerator.process_index, len(batches), accelerator.num_processes):
+        ids, generator = batches[i], seeded_generator(images.device, seed, i)
+        true, asked = labels[ids], ids % n_classes
+        given = wrong_labels(true, n_classes, generator)
+        with accelerator.autocast():
+            under_wrong_label = relabelled(model, targets[ids], true, given, generator)
+            new = drawn(model, asked, generator)
+        judged = ((images[ids].float() / 255, true), (under_wrong_label, given), (new, asked))
+        for k, (pictures, expected) in enumerate(judged):
+            hits[k] += (judge(pictures).to(expected.device) == expected).sum()
+    shares = (sum_over_processes(accelerator, hits) / n).tolist()
+    return dict(zip(("classifier_accuracy", "wrong_label_hits", "prior_hits"), shares, strict=True))
+
+
+_OF_SEVERAL_PROCESSES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR",
+                         "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"}  # fmt: skip
