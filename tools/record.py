@@ -28,6 +28,13 @@ SHOWN = {  # in README's table: name, factor, unit, digits
     "test/chrf": ("chrF", 1, "", 1),
     "test/accuracy": ("accuracy", 100, " %", 2),
     "test/accuracy_views": ("over test-time views", 100, " %", 2),
+    "test/dice": ("Dice", 1, "", 4),
+    "test/iou": ("IoU", 1, "", 4),
+    "test/elbo": ("ELBO", 1, " nats", 2),
+    "test/iw_bound": ("importance-weighted bound", 1, " nats", 2),
+    "test/bits_per_dim": ("bits/dim", 1, "", 3),
+    "test/wrong_label_hits": ("label hits under a wrong label", 100, " %", 1),
+    "test/prior_hits": ("from the prior", 100, " %", 1),
 }
 BEGIN, END = "<!-- results: made by `python -m tools.record --readme` -->", "<!-- end of results -->"
 
