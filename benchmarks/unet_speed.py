@@ -161,8 +161,10 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
             laps.append(time.perf_counter() - lap)
         return statistics.median(laps)
 
-    ready = {"warm_up_seconds": warm_up_seconds, "device": str(device), "batch_size": settings.batch_size,
-             "seconds_a_batch": seconds_a_batch(), "n_parameters": sum(p.numel() for p in model.parameters())}  # fmt: skip
+    ready = {
+        "warm_up_seconds": warm_up_seconds, "device": str(device), "seconds_a_batch": seconds_a_batch(),
+        "batch_size": settings.batch_size, "n_parameters": sum(p.numel() for p in model.parameters()),
+    }  # fmt: skip
     serve_turns(connection, ready, train_for)
 
 
