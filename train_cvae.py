@@ -124,12 +124,12 @@ RECIPES: dict[str, tuple[str, Config]] = {
             iw_samples=10, judge_epochs=4,
         ),
     ),
-    "mnist": ("MNIST, dynamically binarised", Config(recipe="mnist")),
+    "mnist": ("MNIST, dynamically binarised", Config(recipe="mnist", patch_size=2, lr=3e-3)),
     "cifar10": (
         "CIFAR-10 by a mixture of discretised logistics",
         Config(
             recipe="cifar10", dataset="uoft-cs/cifar10", image_size=32, channels=3, flip=True,
-            likelihood="logistic_mixture", latent_dim=128, spatial_latents=((8, 8), (16, 4)), width=64,
+            likelihood="logistic_mixture", latent_dim=128, spatial_latents=((8, 8), (16, 4)), width=64, patch_size=2,
             judge_epochs=10,
         ),
     ),
