@@ -129,8 +129,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
         "CIFAR-10 by a mixture of discretised logistics",
         Config(
             recipe="cifar10", dataset="uoft-cs/cifar10", image_size=32, channels=3, flip=True,
-            likelihood="logistic_mixture", latent_dim=128, spatial_latents=((8, 8), (16, 4)), width=64, patch_size=2,
-            judge_epochs=10,
+            likelihood="logistic_mixture", latent_dim=128, spatial_latents=((8, 8), (16, 4)), width=64,
+            patch_size=2, judge_epochs=10,
         ),
     ),
 }  # fmt: skip
