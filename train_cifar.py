@@ -116,7 +116,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
         "the DAWNBench ResNet of 6.6 M parameters, 24 epochs",
         Config(
             recipe="resnet", optimizer="muon", lr=0.1, pct_start=0.1, anneal="linear", bias_lr_factor=4,
-            head_lr_factor=4, flip="alternating", cutout=8, label_smoothing=0.1, ema_decay=0.995,
+            head_lr_factor=4, flip="alternating", cutout=12, label_smoothing=0.1, ema_decay=0.995,
         ),
     ),
     "ultimus": (
