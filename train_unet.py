@@ -44,6 +44,7 @@ from training.figures import plot_curves
 from training.lr_finder import lr_range_test, preserved_state, report_lr_range_test
 from training.metrics import MetricWindow
 from training.model_summary import write_model_summary
+from training.muon import Muon
 from training.profiling import profiler
 from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
 from training.schedules import one_cycle, set_lr
@@ -69,6 +70,7 @@ class Config:
     brightness: float = 0.3  # brightness is multiplied by 1 +- this at most
     contrast: float = 0.3  # contrast likewise
     saturation: float = 0.3  # saturation likewise
+    cutmix: float = 0.0  # share of the pictures with a rectangle of another picture in them
     # --- batches
     batch_size: int = 16  # pictures of a micro-batch in one process
     gradient_accumulation_steps: int = 1  # micro-batches of a process in an update
@@ -83,10 +85,13 @@ class Config:
     loss: Literal["bce", "dice", "bce+dice"] = "bce"  # cross-entropy with logits, soft Dice, or their sum
     epochs: int = 100  # passes over the training pictures
     max_train_steps: int = 0  # updates in all, instead of epochs; 0: by epochs
-    lr: float = 2e-3  # peak of the one-cycle schedule, for AdamW
+    half_size_share: float = 0.0  # share of the updates, the first ones, on pictures of half the side
+    optimizer: Literal["adamw", "muon"] = "muon"  # muon: for filters, Nesterov's sgd for the rest
+    lr: float = 0.05  # peak of the one-cycle schedule
     pct_start: float = 0.2  # share of the updates that the rate rises for
-    weight_decay: float = 0.05  # on filters; none on biases and norms
-    max_grad_norm: float = 1.0  # gradients are clipped to this norm; 0: not at all
+    bias_lr_factor: float = 4.0  # the rate of biases, norms and the last layer, as a multiple
+    weight_decay: float = 0.05  # of adamw, on filters; muon keeps them at a fixed norm
+    max_grad_norm: float = 0.0  # gradients are clipped to this norm; 0: not at all
     ema_decay: float = 0.99  # moving average of the weights, which is what is evaluated; 0: none
     seed: int = 0  # of the initial weights, the order of the pictures and their augmentation
     # --- evaluation
@@ -123,13 +128,10 @@ RECIPES: dict[str, tuple[str, Config]] = {
     "all": ("the four variants below, one after another, and their comparison", Config(recipe="all")),
     "mp-tr-bce": ("max-pooling, transposed convolutions, BCE", Config("mp-tr-bce", **VARIANTS["mp-tr-bce"])),
     "mp-tr-dice": ("max-pooling, transposed convolutions, Dice", Config("mp-tr-dice", **VARIANTS["mp-tr-dice"])),
-    "strconv-tr-bce": (
-        "strided and transposed convolutions, BCE", Config("strconv-tr-bce", **VARIANTS["strconv-tr-bce"])
-    ),
-    "strconv-ups-dice": (
-        "strided convolutions, bilinear upsampling, Dice",
-        Config("strconv-ups-dice", **VARIANTS["strconv-ups-dice"]),
-    ),
+    "strconv-tr-bce": ("strided, transposed convolutions, BCE",
+                       Config("strconv-tr-bce", **VARIANTS["strconv-tr-bce"])),
+    "strconv-ups-dice": ("strided convolutions, bilinear upsampling, Dice",
+                         Config("strconv-ups-dice", **VARIANTS["strconv-ups-dice"])),
 }  # fmt: skip
 
 CLASS_NAMES = {"binary": ("background", "pet"), "trimap": ("background", "pet", "border")}  # by mask value
@@ -153,20 +155,24 @@ def build_model(config: Config) -> UNet:
         raise UsageError(str(error)) from error
 
 
-def build_optimizer(model: nn.Module, config: Config, fp16: bool) -> torch.optim.Optimizer:
-    """Every parameter in one group: filters, and vectors (biases, norms)."""
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    # fused hides from Accelerate that fp16 skipped a step
-    return torch.optim.AdamW(groups, config.lr, (0.9, 0.99), fused=not fp16)
+def build_optimizer(model: UNet, config: Config, mixed_precision: str) -> torch.optim.Optimizer:
+    """Every parameter in one group: filters, and the rest (the last layer, biases, norms)."""
+    filters = [p for p in model.parameters() if p.ndim > 1 and p is not model.head.weight]
+    rest = [p for p in model.parameters() if p.ndim <= 1 or p is model.head.weight]
+    groups = [{"params": filters}, {"params": rest, "weight_decay": 0.0, "lr_factor": config.bias_lr_factor}]
+    if config.optimizer == "muon":
+        groups[0] |= {"orthogonal": True, "momentum": 0.6}
+        products = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
+        return Muon(groups, config.lr, momentum=0.9, dtype=products)
+    fused = mixed_precision != "fp16"  # fused hides from Accelerate that fp16 skipped a step
+    return torch.optim.AdamW(groups, config.lr, (0.9, 0.99), weight_decay=config.weight_decay, fused=fused)
 
 
 def train_update(
-    accelerator: Accelerator, model, optimizer, augmenter: JointAugmenter, ids: Tensor, config: Config, lr: float
-) -> tuple[Tensor, Tensor]:
-    """One optimizer update on the pictures `ids` (B,); this process takes its share of the micro-batches.
+    accelerator: Accelerator, model, optimizer, augmenter: JointAugmenter, ids: Tensor, config: Config, lr: float,
+    size: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """One optimizer update on the pictures `ids` (B,), `size` pixels a side; this process takes its share of them.
 
     Returns its sum over pictures of the loss (1,), and the gradient norm.
     """
@@ -174,7 +180,7 @@ def train_update(
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
     sums = torch.zeros(1, device=accelerator.device)
     for part in ids.tensor_split(n_parts)[accelerator.process_index :: accelerator.num_processes]:
-        images, masks = augmenter.batch(part)
+        images, masks = augmenter.batch(part, size)
         with accelerator.accumulate(model):
             loss = segmentation_loss(model(images), masks, config.loss).sum()
             # The mean over all pictures of the update: DDP averages over processes and backward() divides by
@@ -230,7 +236,7 @@ def find_lr(accelerator, model, optimizer, augmenter: JointAugmenter, config: Co
 
     def update_at(lr: float) -> Tensor:
         ids = next(updates)
-        sums, _ = train_update(accelerator, model, optimizer, augmenter, ids, config, lr)
+        sums, _ = train_update(accelerator, model, optimizer, augmenter, ids, config, lr, config.image_size)
         return sum_over_processes(accelerator, sums)[0] / len(ids)
 
     result = lr_range_test(update_at, accelerator=accelerator, model=model, optimizer=optimizer, max_lr=1.0)
@@ -273,7 +279,7 @@ def train(config: Config) -> None:
     mean, std = (255 * statistics[name].to(device, torch.float32) for name in ("mean", "std"))
     augmentation = JointAugmentation(
         config.flip, config.scale, config.aspect, config.shift, config.rotation, config.brightness,
-        config.contrast, config.saturation,
+        config.contrast, config.saturation, config.cutmix,
     )  # fmt: skip
     augmenter = JointAugmenter(train_images, train_masks.to(device), augmentation, mean, std, config.seed)
     model = build_model(config).to(device, memory_format=torch.channels_last)
@@ -294,7 +300,7 @@ def train(config: Config) -> None:
     ema = EMA(model, config.ema_decay) if config.ema_decay > 0 else None
     if accelerator.num_processes > 1:
         model = synchronize_batch_norm(model, device)
-    optimizer = build_optimizer(model, config, fp16=accelerator.mixed_precision == "fp16")
+    optimizer = build_optimizer(model, config, accelerator.mixed_precision)
     if config.compile:
         model.compile()
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -321,12 +327,10 @@ def train(config: Config) -> None:
             augmenter.draw(epoch)
             views.append(augmenter.batch(torch.zeros(1, dtype=torch.int64, device=device)))
         pixels = (torch.cat([image for image, _ in views]) * std[:, None, None] + mean[:, None, None]) / 255
-        of_splits = {
-            "train": statistics,
-            "test": picture_statistics(splits.test.images, test_masks, len(class_names)),
-        }
-        write_data_figures(run.figures_dir, of_splits, splits.train.images, train_masks, class_names,
-                           pixels.clamp(0, 1).cpu(), torch.cat([mask for _, mask in views]).cpu())  # fmt: skip
+        of_test = picture_statistics(splits.test.images, test_masks, len(class_names))
+        view_masks = torch.cat([mask for _, mask in views])
+        write_data_figures(run.figures_dir, {"train": statistics, "test": of_test}, splits.train.images,
+                           train_masks, class_names, pixels.clamp(0, 1).cpu(), view_masks.cpu())  # fmt: skip
         write_model_summary(run.figures_dir / "model_summary.png", evaluated, views[0][0])
 
     def save() -> Path:
@@ -352,7 +356,8 @@ def train(config: Config) -> None:
         started = time.perf_counter()
         with preserved_state(accelerator, model, optimizer):
             for ids in plan_epoch(n_train, update_size, config.seed, 0, device)[:: max(updates_per_epoch - 1, 1)]:
-                train_update(accelerator, model, optimizer, augmenter, ids, config, 0.0)
+                for size in (config.image_size // 2, config.image_size)[config.half_size_share == 0 :]:
+                    train_update(accelerator, model, optimizer, augmenter, ids, config, 0.0, size)
         compile_seconds = time.perf_counter() - started
     last_checkpoint = checkpoint
     bar = run.progress_bar(total_steps, state["step"])
@@ -363,7 +368,8 @@ def train(config: Config) -> None:
             updates = plan_epoch(n_train, update_size, config.seed, state["epoch"], device)
             for ids in updates[state["updates_in_epoch"] :]:
                 lr = one_cycle(state["step"], total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start)
-                sums, gradient_norm = train_update(accelerator, model, optimizer, augmenter, ids, config, lr)
+                size = config.image_size // (2 if state["step"] < config.half_size_share * total_steps else 1)
+                sums, gradient_norm = train_update(accelerator, model, optimizer, augmenter, ids, config, lr, size)
                 state["updates_in_epoch"] += 1
                 if accelerator.optimizer_step_was_skipped:  # an fp16 overflow: not an update
                     window.skip(sums, state["step"], last_checkpoint)

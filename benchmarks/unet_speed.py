@@ -117,8 +117,8 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         model.to(memory_format=torch.channels_last)
     elif resident:  # the augmenter hands out channels_last images
         batch_of = augmenter.batch
-        augmenter.batch = lambda ids: tuple(part.contiguous() for part in batch_of(ids))
-    optimizer = script.build_optimizer(model, settings, fp16=accelerator.mixed_precision == "fp16")
+        augmenter.batch = lambda *args: tuple(part.contiguous() for part in batch_of(*args))
+    optimizer = script.build_optimizer(model, settings, accelerator.mixed_precision)
     if variant.get("compile"):
         model.compile()
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -136,7 +136,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         started, n_images, done = time.perf_counter(), 0, 0
         while time.perf_counter() - started < seconds or done < 2:
             ids = next(stream)
-            script.train_update(accelerator, model, optimizer, augmenter, ids, settings, 1e-3)
+            script.train_update(accelerator, model, optimizer, augmenter, ids, settings, 1e-3, config.image_size)
             n_images, done = n_images + len(ids), done + 1
             if done % 20 == 0:
                 synchronize()
@@ -146,7 +146,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     started = time.perf_counter()
     sizes = {len(ids): ids for ids in plan_epoch(len(masks), settings.batch_size, 0, 0, device)}
     for ids in sizes.values():  # warm-up: batches of both sizes are compiled
-        script.train_update(accelerator, model, optimizer, augmenter, ids, settings, 0.0)
+        script.train_update(accelerator, model, optimizer, augmenter, ids, settings, 0.0, config.image_size)
     train_for(min(config.seconds, 3.0))  # allocator, caches
     warm_up_seconds = time.perf_counter() - started
 

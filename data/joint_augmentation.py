@@ -33,6 +33,7 @@ class JointAugmentation:
     brightness: float = 0.0  # b: pixel values are multiplied by 1 + U(-b, b), and not clipped
     contrast: float = 0.0  # c: distances from the image's mean are multiplied by 1 + U(-c, c), and not clipped
     saturation: float = 0.0  # s: distances from the pixel's luma are multiplied by 1 + U(-s, s), and not clipped
+    cutmix: float = 0.0  # share of the images with a rectangle, of U(0, 1) of the area, that shows another image
 
     def __post_init__(self) -> None:
         for name, largest in (
@@ -43,6 +44,7 @@ class JointAugmentation:
             ("brightness", 1),
             ("contrast", 1),
             ("saturation", 1),
+            ("cutmix", 1),
         ):
             value = getattr(self, name)
             if not 0 <= value <= largest:
@@ -53,8 +55,8 @@ class JointAugmenter:
     """Draws an epoch's augmentation of all N images at once, then gives augmented, normalised batches with masks.
 
     Image (bilinear) and mask (nearest neighbour) are read at the same places, so they keep showing the same and a
-    mask gets no value that it does not have. Zooming out does not average: fine detail may alias, slightly at the
-    factors that are allowed. The mean that contrast keeps is the one over all pixels and channels of the image.
+    mask gets no value that it does not have. A pixel is read from the four nearest: zoomed far out, fine detail may
+    alias. The mean that contrast keeps is the one over all pixels and channels of the image.
     """
 
     def __init__(
@@ -67,9 +69,6 @@ class JointAugmenter:
         self.images, self.masks, self.augmentation, self.seed = images, masks, augmentation, seed
         self.n_images, self.device = len(images), images.device
         self._mean, self._std = (t.to(self.device, torch.float32)[:, None, None] for t in (mean, std))
-        size = images.shape[-1]
-        centres = (2 * torch.arange(size, device=self.device) + 1) / size - 1  # of the pixels; the edges are -1, 1
-        self._x, self._y = centres, centres[:, None]
         sums = [chunk.flatten(1).sum(1, dtype=torch.int64) for chunk in images.split(CHUNK)]
         self._image_means = torch.cat(sums).cpu().numpy() / images[0].numel()
         self.draw(0)
@@ -79,6 +78,8 @@ class JointAugmenter:
         a = self.augmentation
         # Each choice has its own row, drawn or not: to turn one on changes none of the others.
         choices = np.random.default_rng([self.seed, epoch, RANDOM_STREAM]).random((self.n_images, 9)).T
+        mixes = np.random.default_rng([self.seed, epoch, RANDOM_STREAM, 1]).random((self.n_images, 5)).T
+        self._draw_rectangles(*mixes)
         self._flipped = torch.from_numpy(choices[0] < 0.5).to(self.device)
         scale, aspect, shift_x, shift_y, turn, brightness, contrast, saturation = 2 * choices[1:] - 1
 
@@ -107,12 +108,27 @@ class JointAugmenter:
         self._grey_gain = self._to_device(brightness * contrast * (1 - saturation))
         self._offset = self._to_device(brightness * (1 - contrast) * self._image_means)
 
-    def batch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def batch(self, ids: Tensor, size: int = 0) -> tuple[Tensor, Tensor]:
         """`ids` (B,) int64 on the device -> augmented images and masks. Never waits for the device.
 
         The images are (B, 3, S, S) float32, normalised, in channels_last memory format; without augmentation they
-        are bit for bit what `normalise` of data/augmentation.py gives. The masks are (B, S, S) uint8.
+        are bit for bit what `normalise` of data/augmentation.py gives. The masks are (B, S, S) uint8. `size` other
+        than 0 is the side in pixels that both are drawn at instead of S: a coarser look at the same augmentation.
         """
+        size = size or self.images.shape[-1]
+        x, masks = self._augmented(ids, size)
+        if self.augmentation.cutmix:
+            others, other_masks = self._augmented(self._others[ids], size)
+            centres = (torch.arange(size, device=self.device) + 0.5) / size
+            low, high = self._rectangle[ids][..., None].unbind(1)  # each (B, 2, 1): of x and y, in 0 to 1
+            in_x, in_y = ((low <= centres) & (centres < high)).unbind(1)  # each (B, size)
+            inside = in_y[:, :, None] & in_x[:, None]
+            x, masks = torch.where(inside[:, None], others, x), torch.where(inside, other_masks, masks)
+        x = x.sub_(self._mean).div_(self._std)
+        return x.contiguous(memory_format=torch.channels_last), masks
+
+    def _augmented(self, ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, size, size) float32 in pixel units and masks, as `batch` but each of one image alone."""
         a = self.augmentation
         images, masks = self.images[ids], self.masks[ids]
         if a.flip:
@@ -120,8 +136,8 @@ class JointAugmenter:
             images = torch.where(flipped[:, None], images.flip(-1), images)
             masks = torch.where(flipped, masks.flip(-1), masks)
         x = images.float()
-        if a.scale or a.aspect or a.shift or a.rotation:
-            places = self._places(ids)
+        if a.scale or a.aspect or a.shift or a.rotation or size != x.shape[-1]:
+            places = self._places(ids, size)
             x = _sample(x, places, "bilinear")
             masks = _sample(masks[:, None].float(), places, "nearest")[:, 0].to(torch.uint8)
         if a.brightness or a.contrast or a.saturation:
@@ -132,17 +148,29 @@ class JointAugmenter:
                 red, green, blue = x.split(1, dim=1)  # (B, 1, S, S)
                 offset = grey_gain * (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue) + offset
             x = x.mul_(gain).add_(offset)
-        x = x.sub_(self._mean).div_(self._std)
-        return x.contiguous(memory_format=torch.channels_last), masks
+        return x, masks
 
-    def _places(self, ids: Tensor) -> Tensor:
-        """(B, S, S, 2): the x and y in the image that each pixel shows, as `grid_sample` counts them.
+    def _draw_rectangles(self, mixed, other, area, x, y) -> None:
+        """From choices (N,) in 0 to 1: the other image of each, and the rectangle in which it is shown.
+
+        As CutMix has it (Yun et al. 2019, arXiv 1905.04899): of the image's own shape, its centre anywhere, what
+        lies outside of the image cut off. Nothing is mixed where there is no other image.
+        """
+        n = self.n_images
+        others = (np.arange(n) + 1 + (other * (n - 1)).astype(np.int64)) % n
+        half_side = np.where(mixed < self.augmentation.cutmix, np.sqrt(area) / 2, 0.0)
+        self._others = torch.from_numpy(others).to(self.device)
+        self._rectangle = self._to_device([[x - half_side, y - half_side], [x + half_side, y + half_side]])
+
+    def _places(self, ids: Tensor, size: int) -> Tensor:
+        """(B, size, size, 2): the x and y in the image that each pixel shows, as `grid_sample` counts them.
 
         As `affine_grid`, but in plain products and sums: a matrix product might be rounded to TF32, and may
         round otherwise in another batch.
         """
+        centres = (2 * torch.arange(size, device=self.device) + 1) / size - 1  # of the pixels; the edges are -1, 1
         to_x, to_y, constant = self._window[ids][..., None, None].unbind(2)  # each (B, 2, 1, 1)
-        return (to_x * self._x + (to_y * self._y + constant)).permute(0, 2, 3, 1)
+        return (to_x * centres + (to_y * centres[:, None] + constant)).permute(0, 2, 3, 1)
 
     def _to_device(self, choices: np.ndarray | list) -> Tensor:
         """(..., N) -> (N, ...) float32."""

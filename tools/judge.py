@@ -65,18 +65,22 @@ def find_judge(
         images = splits.train.images
         in_colour = images.shape[1] == 3  # digits would mean something else in the mirror
         fingerprint = [images.numpy().tobytes(), splits.train.labels.numpy().tobytes()]
-        path = train_judge(dataset, data_dir, epochs, flip=in_colour, fingerprint=fingerprint)
+        batch_size = min(500, max(20, len(images) // 100))
+        path = train_judge(dataset, data_dir, epochs, batch_size, flip=in_colour, fingerprint=fingerprint)
         run = str(path)
     return Judge(run, splits.class_names, device)
 
 
-def train_judge(dataset: str, data_dir: str, epochs: int, flip: bool, fingerprint: list[bytes]) -> Path:
+def train_judge(
+    dataset: str, data_dir: str, epochs: int, batch_size: int, flip: bool, fingerprint: list[bytes]
+) -> Path:
     """The folder of a speed run of train_cifar.py on this data, trained on the first call: one process, all cores.
 
     `fingerprint`: bytes that differ where the data does. Raises UsageError where the training fails.
     """
+    lr = 0.24 * (batch_size / 2000) ** 0.5  # the speed run's 0.24 at 2,000
     flags = ["speedrun", "--dataset", dataset, "--epochs", str(epochs), "--flip", "alternating" if flip else "none",
-             "--batch_size", "500", "--lr", "0.12", "--tracker", "none"]  # fmt: skip
+             "--batch_size", str(batch_size), "--lr", f"{lr:.3g}", "--tracker", "none"]  # fmt: skip
     run = cache_dir() / "judges" / content_key({"flags": flags}, fingerprint)
     if (run / "summary.json").exists() and latest_checkpoint(run):
         return run

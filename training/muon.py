@@ -30,7 +30,16 @@ class Muon(Optimizer):
     `weight_decay`. Source: Jordan et al. 2024 as above, with the renormalisation of airbench94_muon.
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.6, weight_decay: float = 0.0, n_steps: int = 3):
+    def __init__(
+        self,
+        params,
+        lr: float,
+        momentum: float = 0.6,
+        weight_decay: float = 0.0,
+        n_steps: int = 3,
+        dtype: torch.dtype = torch.float32,
+    ):
+        """`dtype` is that of the orthogonalization's matrix products: bfloat16 is enough where it is faster."""
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -39,6 +48,7 @@ class Muon(Optimizer):
             "orthogonal": False,
         }
         super().__init__(params, defaults)
+        self.dtype = dtype
         for group in self.param_groups:
             if group["orthogonal"] and any(p.ndim < 2 for p in group["params"]):
                 raise ValueError("orthogonal groups hold filters and matrices, not vectors")
@@ -63,7 +73,7 @@ class Muon(Optimizer):
             if group["orthogonal"]:
                 for p, update in zip(params, updates, strict=True):
                     p.mul_(len(p) ** 0.5 / p.norm())
-                    direction = orthogonalize(update.reshape(len(update), -1), group["n_steps"])
+                    direction = orthogonalize(update.reshape(len(update), -1).to(self.dtype), group["n_steps"])
                     p.add_(direction.view(update.shape), alpha=-group["lr"])
             else:
                 torch._foreach_add_(params, updates, alpha=-group["lr"])

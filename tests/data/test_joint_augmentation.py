@@ -46,11 +46,14 @@ def places(n: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.stack([3 * columns, 3 * rows, torch.zeros_like(rows)], 1), columns, rows
 
 
-def windows_of(augmented: Tensor) -> np.ndarray:
-    """(n, 2, 3) of augmented `places`: in -1 to 1, output (x, y, 1) -> the place shown, fitted to the middle."""
+def windows_of(augmented: Tensor, places_size: int = 0) -> np.ndarray:
+    """(n, 2, 3) of augmented `places`: in -1 to 1, output (x, y, 1) -> the place shown, fitted to the middle.
+
+    `places_size` is the side of the `places`, where it is not that of `augmented`.
+    """
     n, _, size, _ = augmented.shape
     shown = pixels_of(augmented)[:, :2].numpy() / 3  # column and row, as pixel indices
-    shown = (2 * shown + 1) / size - 1
+    shown = (2 * shown + 1) / (places_size or size) - 1
     axis = (2 * np.arange(size) + 1) / size - 1
     y, x = np.meshgrid(axis, axis, indexing="ij")
     middle = (abs(x) < 0.25) & (abs(y) < 0.25)  # shows no mirror image
@@ -279,3 +282,53 @@ def test_a_setting_out_of_range_is_named(name, value):
     with pytest.raises(DataError, match=f"^--{name} .*between 0 and") as error:
         JointAugmentation(**{name: value})
     assert "\n" not in str(error.value)
+
+
+def test_at_half_the_size_a_pixel_is_the_mean_of_the_four_it_covers_and_shows_the_same_window():
+    images, masks = images_of(5), masks_of(5)
+    plain = augmenter_of(images, masks)
+    small, small_masks = plain.batch(torch.arange(5), 6)
+    assert small.shape == (5, 3, 6, 6) and small_masks.shape == (5, 6, 6) and small_masks.dtype == torch.uint8
+    torch.testing.assert_close(
+        pixels_of(small), torch.nn.functional.avg_pool2d(images.double(), 2), atol=1e-3, rtol=0
+    )
+    assert set(small_masks.unique().tolist()) <= set(masks.unique().tolist())
+    augmented = augmenter_of(places(40, 24)[0], masks_of(40, 24), **GEOMETRY)
+    whole, _ = augmented.batch(torch.arange(40))
+    half, _ = augmented.batch(torch.arange(40), 12)
+    np.testing.assert_allclose(
+        windows_of(half, places_size=24), windows_of(whole, places_size=24), rtol=0, atol=1e-5
+    )
+
+
+def test_cutmix_shows_a_rectangle_of_another_augmented_image_and_its_mask():
+    n = 400
+    levels = torch.arange(n, dtype=torch.int64)
+    code = torch.stack([levels % 256, levels // 256, torch.full_like(levels, 7)], 1).to(torch.uint8)
+    images = code[:, :, None, None].expand(n, 3, 16, 16).contiguous()  # a flat colour tells which image it is
+    masks = (levels % 251).to(torch.uint8)[:, None, None].expand(n, 16, 16).contiguous()
+    mixed, mixed_masks = everything(augmenter_of(images, masks, cutmix=0.5, flip=True, scale=0.4))
+    pixels = pixels_of(mixed).round().long()
+    shown = pixels[:, 0] + 256 * pixels[:, 1]  # (n, 16, 16): the image that each pixel comes from
+    assert torch.equal(mixed_masks, (shown % 251).to(torch.uint8))
+    foreign = shown != levels[:, None, None]
+    share = foreign.flatten(1).any(1).float().mean()
+    assert 0.4 < share < 0.52  # of 0.5, those whose rectangle covers no pixel's centre excepted
+    partners = {}
+    for i in foreign.flatten(1).any(1).nonzero()[:, 0].tolist():
+        (partners[i],) = shown[i][foreign[i]].unique().tolist()  # one other image
+        rows, columns = foreign[i].any(1), foreign[i].any(0)
+        assert torch.equal(foreign[i], rows[:, None] & columns)
+        for line in (rows, columns):
+            at = line.nonzero()[:, 0]
+            assert len(at) == at[-1] - at[0] + 1  # without a gap
+    assert len(set(partners.values())) > len(partners) / 2
+    area = foreign.float().mean().item()
+    assert 0.08 < area < 0.25  # about 0.5 x 0.5, less what the edges cut off
+
+
+def test_cutmix_of_a_single_image_mixes_nothing_and_no_other_choice_moves():
+    images, masks = images_of(1), masks_of(1)
+    alone, plain = (augmenter_of(images, masks, cutmix=share, **GEOMETRY, **COLOURS) for share in (1.0, 0.0))
+    assert torch.equal(everything(alone, 3)[0], everything(plain, 3)[0])
+    assert torch.equal(everything(alone, 3)[1], everything(plain, 3)[1])

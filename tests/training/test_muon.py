@@ -50,6 +50,20 @@ def test_a_filter_turns_by_its_orthogonalized_momentum_from_a_fixed_norm():
         torch.testing.assert_close(filters.detach().reshape(8, 36), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_in_bf16_the_update_is_the_same_to_its_precision_and_weights_stay_fp32():
+    torch.manual_seed(0)
+    start, gradient = torch.randn(8, 36), torch.randn(8, 36)
+    turned = []
+    for dtype in (torch.float32, torch.bfloat16):
+        filters = torch.nn.Parameter(start.clone())
+        filters.grad = gradient.clone()
+        Muon([{"params": [filters], "orthogonal": True}], lr=0.2, dtype=dtype).step()
+        assert filters.dtype == torch.float32
+        turned.append(filters.detach())
+    difference = (turned[0] - turned[1]).norm() / (turned[0] - start * 8**0.5 / start.norm()).norm()
+    assert 0 < difference < 0.02
+
+
 def test_vectors_cannot_be_orthogonalized():
     with pytest.raises(ValueError, match="vectors"):
         Muon([{"params": [torch.nn.Parameter(torch.zeros(3))], "orthogonal": True}], lr=0.1)
