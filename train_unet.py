@@ -70,7 +70,7 @@ class Config:
     brightness: float = 0.3  # brightness is multiplied by 1 +- this at most
     contrast: float = 0.3  # contrast likewise
     saturation: float = 0.3  # saturation likewise
-    cutmix: float = 0.0  # share of the pictures with a rectangle of another picture in them
+    cutmix: float = 0.25  # share of the pictures with a rectangle of another picture in them
     # --- batches
     batch_size: int = 16  # pictures of a micro-batch in one process
     gradient_accumulation_steps: int = 1  # micro-batches of a process in an update
@@ -85,7 +85,7 @@ class Config:
     loss: Literal["bce", "dice", "bce+dice"] = "bce"  # cross-entropy with logits, soft Dice, or their sum
     epochs: int = 100  # passes over the training pictures
     max_train_steps: int = 0  # updates in all, instead of epochs; 0: by epochs
-    half_size_share: float = 0.0  # share of the updates, the first ones, on pictures of half the side
+    half_size_share: float = 0.65  # share of the updates, the first ones, on pictures of half the side
     optimizer: Literal["adamw", "muon"] = "muon"  # muon: for filters, Nesterov's sgd for the rest
     lr: float = 0.05  # peak of the one-cycle schedule
     pct_start: float = 0.2  # share of the updates that the rate rises for
@@ -122,7 +122,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
         "textured shapes drawn by code; no download, a minute on two CPU cores",
         Config(
             recipe="demo", dataset="shapes", image_size=64, width=16, depth=3, loss="bce+dice", epochs=10,
-            evaluate_every=1, log_every=10,
+            half_size_share=0, cutmix=0, evaluate_every=1, log_every=10,
         ),
     ),
     "all": ("the four variants below, one after another, and their comparison", Config(recipe="all")),
