@@ -78,6 +78,7 @@ class Config:
     downsampling: Literal["maxpool", "strided"] = "maxpool"  # max-pooling, or convolution of stride 2
     upsampling: Literal["transposed", "bilinear"] = "transposed"  # transposed convolution, or bilinear and 3x3
     width: int = 32  # channels of the first level; they double at each further one
+    max_width: int = 0  # most channels of a level; 0: no limit
     depth: int = 4  # times that the resolution is halved
     norm: Literal["batch", "group", "instance", "none"] = "batch"  # normalisation after each convolution
     dropout: float = 0.0  # share of the channels zeroed at the lowest resolution
@@ -148,8 +149,8 @@ def build_model(config: Config) -> UNet:
     try:
         return UNet(
             n_outputs=1 if config.classes == "binary" else 3, width=config.width, depth=config.depth,
-            downsampling=config.downsampling, upsampling=config.upsampling, norm=config.norm,
-            dropout=config.dropout,
+            max_width=config.max_width, downsampling=config.downsampling, upsampling=config.upsampling,
+            norm=config.norm, dropout=config.dropout,
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -5,6 +5,7 @@ level a skip connection between the two. Unlike in the paper, convolutions are p
 size of the image, and have norms. Shape legend: B images, C channels, H height, W width.
 """
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -59,19 +60,19 @@ def downsample_layer(downsampling: Downsampling, channels: int, norm: Norm) -> n
     return nn.MaxPool2d(2) if downsampling == "maxpool" else ConvBlock(channels, channels, norm, kernel_size=2)
 
 
-def upsample_layer(upsampling: Upsampling, channels: int) -> nn.Module:
-    """(B, C, H, W) -> (B, C / 2, 2 H, 2 W), without norm or ReLU, like the up-convolution of the paper.
+def upsample_layer(upsampling: Upsampling, in_channels: int, out_channels: int) -> nn.Module:
+    """(B, C, H, W) -> (B, C', 2 H, 2 W), without norm or ReLU, like the up-convolution of the paper.
 
     The transposed convolution has a kernel as large as its stride, so that no two windows overlap: uneven overlap
     is what draws checkerboards. Bilinear upsampling with a 3x3 convolution is Odena's other remedy.
     """
     if upsampling == "transposed":
-        layer = conv = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
-        fan_in = channels  # a pixel comes from one position; nn.init would take dimension 1 for the inputs
+        layer = conv = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+        fan_in = in_channels  # a pixel comes from one position; nn.init would take dimension 1 for the inputs
     else:
-        conv = nn.Conv2d(channels, channels // 2, 3, padding=1)
+        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         layer = nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), conv)
-        fan_in = 9 * channels
+        fan_in = 9 * in_channels
     nn.init.normal_(conv.weight, std=fan_in**-0.5)  # no ReLU follows: gain 1
     nn.init.zeros_(conv.bias)
     return layer
@@ -81,8 +82,9 @@ class UNet(nn.Module):
     """Images (B, in_channels, H, W) of any size -> logits (B, n_outputs, H, W).
 
     One output is the logit of foreground against background; more are exclusive classes. `width` is the number of
-    channels at the full resolution, `depth` how often the sides are halved. `dropout` zeroes that share of the
-    channels at the coarsest level in training (in the paper, too, dropout stands at the end of the encoder).
+    channels at the full resolution, `depth` how often the sides are halved; at each halving the channels double, up
+    to `max_width` where it is not 0. `dropout` zeroes that share of the channels at the coarsest level in training
+    (in the paper, too, dropout stands at the end of the encoder).
     Defaults but for the width, 64: 31,037,633 parameters.
 
     Weights begin as in section 3 of the paper (He et al. 2015, arXiv 1502.01852): with variance 2 / fan-in before
@@ -99,6 +101,7 @@ class UNet(nn.Module):
         *,
         width: int = 32,
         depth: int = 4,
+        max_width: int = 0,
         downsampling: Downsampling = "maxpool",
         upsampling: Upsampling = "transposed",
         norm: Norm = "batch",
@@ -116,11 +119,15 @@ class UNet(nn.Module):
                 raise ValueError(f"{name} {choice!r} is not one of {', '.join(kind.__args__)}")
         if norm == "group" and width % N_GROUPS:
             raise ValueError(f"width {width} is not a multiple of {N_GROUPS}, the groups of group norm")
+        if max_width and max_width < width:
+            raise ValueError(
+                f"max_width {max_width} is below width {width}: give {width} or more, or 0 for no limit"
+            )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout of {dropout}: give a probability below 1")
 
         self.depth = depth
-        channels = [width * 2**level for level in range(depth + 1)]
+        channels = [min(width * 2**level, max_width or width * 2**depth) for level in range(depth + 1)]
         finer = channels[:-1]
         self.encoder = nn.ModuleList(
             DoubleConv(c_in, c, norm) for c_in, c in zip([in_channels, *finer[:-1]], finer, strict=True)
@@ -128,7 +135,9 @@ class UNet(nn.Module):
         self.downsample = nn.ModuleList(downsample_layer(downsampling, c, norm) for c in finer)
         self.bottleneck = DoubleConv(finer[-1], channels[-1], norm)
         self.dropout = nn.Dropout2d(dropout)
-        self.upsample = nn.ModuleList(upsample_layer(upsampling, 2 * c) for c in reversed(finer))
+        self.upsample = nn.ModuleList(
+            upsample_layer(upsampling, c_in, c) for c, c_in in reversed(list(pairwise(channels)))
+        )
         self.decoder = nn.ModuleList(DoubleConv(2 * c, c, norm) for c in reversed(finer))
         self.head = nn.Conv2d(width, n_outputs, 1)
         nn.init.normal_(self.head.weight, std=1 / width)  # small logits: no pixel begins with a strong opinion

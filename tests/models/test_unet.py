@@ -30,6 +30,17 @@ def test_it_has_the_parameters_of_the_paper():
     assert n_parameters(model) == encoder + up + decoder + 64 + 1 == 31_037_633
 
 
+@pytest.mark.parametrize("upsampling", ["transposed", "bilinear"])
+def test_channels_double_up_to_the_widest_level(upsampling):
+    model = small_unet(depth=4, max_width=24, upsampling=upsampling)
+    assert [block[0][0].out_channels for block in model.encoder] == [8, 16, 24, 24]
+    assert model.bottleneck[1][0].out_channels == 24
+    assert [block[0][0].in_channels for block in model.decoder] == [48, 48, 32, 16]
+    assert model(torch.zeros(2, 3, 37, 50)).shape == (2, 1, 37, 50)
+    with pytest.raises(ValueError, match="max_width"):
+        small_unet(max_width=4)
+
+
 @pytest.mark.parametrize(("downsampling", "upsampling"), VARIANTS)
 def test_the_forward_pass_is_the_drawn_one(downsampling, upsampling):
     """Against the same network written out with functions, on its own weights, for a size that needs no padding."""
