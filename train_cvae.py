@@ -88,6 +88,7 @@ class Config:
     kl_warmup: float = 0.0  # share of the updates in which that weight rises from 0
     free_bits: float = 0.0  # nats of each level of latents, in an image, that cost nothing
     probe_weight: float = 0.0  # of a probe that reads the label from the latent, against which the encoder learns
+    classifier_weight: float = 0.0  # of a classifier that is to see the label in pictures under a wrong one
     # --- optimization
     epochs: int = 40  # passes over the training images
     max_train_steps: int = 0  # updates in all, instead of epochs; 0: by epochs
@@ -155,7 +156,7 @@ def build_model(config: Config, n_classes: int) -> Objective:
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Objective(cvae, likelihood, config.probe_weight)
+    return Objective(cvae, likelihood, config.probe_weight, config.classifier_weight)
 
 
 def load_splits(config: Config) -> ImageSplits:
@@ -201,11 +202,11 @@ def train_update(
     parts = zip(*(whole.tensor_split(n_parts) for whole in whole_update), strict=True)
     for part in itertools.islice(parts, accelerator.process_index, None, accelerator.num_processes):
         with accelerator.accumulate(model):
-            log_prob, output, probe_loss = model(*part)
+            log_prob, output, label_loss = model(*part)
             objective = kl_weight * free_bits(output.kl, config.free_bits) - log_prob
             # The mean over all images of the update: DDP averages over processes and backward() divides by
             # the accumulation steps, so the sum is scaled up by both. In nats of a value, to suit fp16.
-            accelerator.backward((objective + probe_loss).sum() * (n_parts / len(ids) / n_values))
+            accelerator.backward((objective + label_loss).sum() * (n_parts / len(ids) / n_values))
             if accelerator.sync_gradients:
                 gradient_norm = accelerator.clip_grad_norm_(
                     model.parameters(),
@@ -401,8 +402,7 @@ def main(config: Config) -> None:
                 window.stop()
                 if evaluates:
                     metrics, _, _ = evaluate_test(epoch)
-                    bits = f"{metrics['bits_per_dim']:.3f} bits/dim"
-                    run.print(f"epoch {epoch:g}: test ELBO {metrics['elbo']:.2f} nats, {bits}")
+                            run.print(f"epoch {epoch:g}: test ELBO {metrics['elbo']:.2f} nats, {bits}")
                     model.train()
                 if saves or stops:
                     last_checkpoint = save()
@@ -419,9 +419,8 @@ def main(config: Config) -> None:
     load_weights(evaluated, last_checkpoint)
     metrics, latents, kl_units = evaluate_test(state["step"] / updates_per_epoch, config.iw_samples)
     metrics |= label_hits(accelerator, evaluated, judge, test_images, test_targets, test_labels, config.seed)
-    half = len(latents) // 2  # the probe learns from one half of the test images and is asked about the other
-    probed = probe_accuracy(latents[:half], splits.test.labels[:half], latents[half:], splits.test.labels[half:],
-                            len(names), seed=0)  # fmt: skip
+    half, of_test = len(latents) // 2, splits.test.labels  # the probe learns from one half, is asked about the other
+    probed = probe_accuracy(latents[:half], of_test[:half], latents[half:], of_test[half:], len(names), seed=0)
     summary = {f"test/{name}": value for name, value in metrics.items()}
     summary |= {f"test/probe_{name}": value for name, value in probed.items()}
     if accelerator.is_main_process:

@@ -104,6 +104,7 @@ class CVAE(nn.Module):
             raise ValueError(f"spatial latents {spatial_latents} are not in order from coarse to fine")
 
         self.n_classes = self.no_label = n_classes
+        self.channels = channels
         self.latent_dim = latent_dim
         self.embedding = nn.Linear(n_classes + 1, label_dim, bias=False)
         nn.init.normal_(self.embedding.weight)

@@ -2,42 +2,70 @@
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from models.cvae import CVAE, CVAEOutput
 from models.elbo import importance_weighted_bound
+from models.label_classifier import LabelClassifier
 from models.likelihoods import Likelihood
 
 
 class Objective(nn.Module):
-    """What is trained: the CVAE, the likelihood of its outputs, and a probe that reads the label from its latent.
+    """What is trained: the CVAE, the likelihood of its outputs, and what makes it heed the label.
 
-    With `probe_weight` > 0 the encoder learns against the probe, so that the latent does not tell the label and
-    the decoder must take it from where it is given (Klys, Snell and Zemel 2018, arXiv 1812.06190; the gradient is
-    turned round as in Ganin and Lempitsky 2015, arXiv 1409.7495).
+    With `probe_weight` > 0 a probe reads the label from the latent and the encoder learns against it, so that the
+    latent does not tell the label and the decoder must take it from where it is given (Klys, Snell and Zemel 2018,
+    arXiv 1812.06190; the gradient is turned round as in Ganin and Lempitsky 2015, arXiv 1409.7495).
+
+    With `classifier_weight` > 0 a classifier learns the labels of the real images, and the decoder learns that it
+    sees the label given in what becomes of them under a wrong one (as Hu et al. 2017, arXiv 1703.00955, have it
+    for text). The bound on the likelihood does not count it.
     """
 
-    def __init__(self, cvae: CVAE, likelihood: Likelihood, probe_weight: float = 0.0):
+    def __init__(
+        self, cvae: CVAE, likelihood: Likelihood, probe_weight: float = 0.0, classifier_weight: float = 0.0
+    ):
         super().__init__()
-        self.cvae, self.likelihood, self.probe_weight = cvae, likelihood, probe_weight
+        self.cvae, self.likelihood = cvae, likelihood
+        self.probe_weight, self.classifier_weight = probe_weight, classifier_weight
         if probe_weight > 0:
             self.probe = nn.Sequential(nn.Linear(cvae.latent_dim, 256), nn.SiLU(), nn.Linear(256, cvae.n_classes))
+        if classifier_weight > 0:
+            self.classifier = LabelClassifier(cvae.channels, cvae.n_classes)
 
     def forward(
         self, targets: Tensor, labels: Tensor, decoder_labels: Tensor, noise: Tensor
     ) -> tuple[Tensor, CVAEOutput, Tensor]:
-        """Returns the log-likelihood (B,), the network's output and the probe's loss (B,), in nats.
+        """Returns the log-likelihood (B,), the network's output and the loss of probe and classifier (B,), in nats.
 
         Targets are (B, C, S, S), labels (B,), noise (B, n_noise). The network is given `decoder_labels`, some of
-        which may be `no_label`; the probe is after `labels`.
+        which may be `no_label`; probe and classifier are after `labels`.
         """
         output = self.cvae(scaled(targets), decoder_labels, noise)
         log_prob = self.likelihood.log_prob(output.parameters, targets)
-        if self.probe_weight <= 0:
-            return log_prob, output, torch.zeros_like(log_prob)
-        # The same value with the gradient turned round: the probe learns to read, the encoder to hide.
-        latent = (1 + self.probe_weight) * output.latent.detach() - self.probe_weight * output.latent
-        return log_prob, output, F.cross_entropy(self.probe(latent).float(), labels, reduction="none")
+        label_loss = torch.zeros_like(log_prob)
+        if self.probe_weight > 0:
+            # The same value with the gradient turned round: the probe learns to read, the encoder to hide.
+            latent = (1 + self.probe_weight) * output.latent.detach() - self.probe_weight * output.latent
+            label_loss = label_loss + F.cross_entropy(self.probe(latent).float(), labels, reduction="none")
+        if self.classifier_weight > 0:
+            label_loss = label_loss + self._classifier_loss(targets, labels, output.latent.detach(), noise)
+        return log_prob, output, label_loss
+
+    def _classifier_loss(self, targets: Tensor, labels: Tensor, latent: Tensor, noise: Tensor) -> Tensor:
+        """(B,): the classifier's loss on the images, and the decoder's on the same latents under wrong labels.
+
+        Which of the others is an image's wrong label, a number of its noise decides.
+        """
+        seen = F.cross_entropy(self.classifier(scaled(targets)).float(), labels, reduction="none")
+        others = self.cvae.n_classes - 1
+        steps = 1 + (torch.special.ndtr(noise[:, 0]) * others).long().clamp(0, others - 1)
+        given = (labels + steps) % self.cvae.n_classes
+        pictures = self.likelihood.mean(self.cvae.decode(latent, given, noise[:, self.cvae.latent_dim :]))
+        fixed = {name: p.detach() for name, p in self.classifier.named_parameters()}
+        logits = functional_call(self.classifier, fixed, (2 * pictures - 1,))
+        return seen + self.classifier_weight * F.cross_entropy(logits.float(), given, reduction="none")
 
     @torch.no_grad()
     def bounds(

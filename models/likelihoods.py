@@ -53,7 +53,6 @@ class Likelihood(nn.Module):
         with torch.autocast(parameters.device.type, enabled=False):
             return self._log_prob(_at_least_fp32(parameters), targets).flatten(1).sum(1)
 
-    @torch.no_grad()
     def mean(self, parameters: Tensor) -> Tensor:
         """The expected image: (B, P, H, W) -> (B, C, H, W) from 0 to 1."""
         return self._mean(_at_least_fp32(parameters))

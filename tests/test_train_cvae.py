@@ -114,7 +114,17 @@ def test_the_demo_as_the_readme_launches_it_learns_the_digits(tmp_path):
     [
         ("--likelihood", "continuous_bernoulli", "--conditioning", "concat"),
         ("--likelihood", "logistic_mixture", "--channels", "1", "--patch_size", "2", "--free_bits", "0.5"),
-        ("--likelihood", "gaussian", "--spatial_latents", "4", "2", "--kl_warmup", "0.5", "--flip"),
+        (
+            "--likelihood",
+            "gaussian",
+            "--spatial_latents",
+            "4",
+            "2",
+            "--kl_warmup",
+            "0.5",
+            "--classifier_weight",
+            "5",
+        ),
         ("--binarisation", "static", "--encoder_sees_label", "--label_dropout", "0.2", "--probe_weight", "1"),
     ],
 )

@@ -9,10 +9,10 @@ from models.likelihoods import Bernoulli, LogisticMixture
 LABELS = torch.tensor([0, 1, 2, 1])
 
 
-def make(probe_weight: float = 0.0, spatial_latents=()) -> Objective:
+def make(probe_weight: float = 0.0, spatial_latents=(), classifier_weight: float = 0.0) -> Objective:
     torch.manual_seed(0)
     cvae = CVAE(3, 1, 8, 1, latent_dim=4, width=16, spatial_latents=spatial_latents, encoder_sees_label=False)
-    return Objective(cvae, Bernoulli(), probe_weight)
+    return Objective(cvae, Bernoulli(), probe_weight, classifier_weight)
 
 
 def test_the_terms_are_those_of_the_network_and_the_likelihood():
@@ -39,6 +39,40 @@ def test_the_probe_learns_to_read_what_the_encoder_learns_to_hide():
     expected, expected_of_probe = torch.autograd.grad(plain, (head, reader))
     torch.testing.assert_close(reversed_gradient, -weight * expected)
     torch.testing.assert_close(of_probe, expected_of_probe)
+
+
+def test_the_classifier_learns_from_real_images_and_the_decoder_from_it_under_wrong_labels():
+    weight = 0.7
+    model, targets = make(classifier_weight=weight, spatial_latents=((4, 2),)), torch.rand(4, 1, 8, 8).round()
+    noise = torch.randn(4, model.cvae.n_noise)
+    _, output, loss = model(targets, LABELS, LABELS, noise)
+    on_real = F.cross_entropy(model.classifier(2 * targets - 1), LABELS, reduction="none")
+    steps = torch.where(noise[:, 0] < 0, 1, 2)  # of three classes two are wrong, divided at the median
+    given = (LABELS + steps) % 3
+    pictures = model.cvae.decode(output.latent, given, noise[:, 4:]).sigmoid()
+    on_made = F.cross_entropy(model.classifier(2 * pictures - 1), given, reduction="none")
+    torch.testing.assert_close(loss, on_real + weight * on_made)
+    classifier, decoder = model.classifier.head.weight, model.cvae.decoder.head[0].weight
+    encoder = model.cvae.encoder.head.weight
+    ours = torch.autograd.grad(loss.sum(), (classifier, decoder, encoder), allow_unused=True)
+    torch.testing.assert_close(ours[0], torch.autograd.grad(on_real.sum(), classifier)[0])
+    torch.testing.assert_close(ours[1], torch.autograd.grad(weight * on_made.sum(), decoder)[0])
+    assert ours[2] is None  # the encoder does not learn from it
+
+
+def test_every_wrong_label_is_asked_for_and_never_the_right_one():
+    model = make(classifier_weight=1.0)
+    seen = set()
+    genuine = model.cvae.decode
+    model.cvae.decode = lambda latent, given, noise: (
+        seen.update(zip(labels.tolist(), given.tolist(), strict=True)) or (genuine(latent, given, noise))
+    )
+    labels = torch.arange(600) % 3
+    noise = torch.randn(600, model.cvae.n_noise)
+    noise[:4, 0] = torch.tensor([-50.0, 50.0, -torch.inf, torch.inf])
+    with torch.no_grad():
+        model(torch.zeros(600, 1, 8, 8), labels, labels, noise.nan_to_num(posinf=9, neginf=-9))
+    assert seen == {(a, b) for a in range(3) for b in range(3) if a != b}
 
 
 @pytest.mark.parametrize("spatial_latents", [(), ((4, 2),)])
