@@ -402,7 +402,8 @@ def main(config: Config) -> None:
                 window.stop()
                 if evaluates:
                     metrics, _, _ = evaluate_test(epoch)
-                            run.print(f"epoch {epoch:g}: test ELBO {metrics['elbo']:.2f} nats, {bits}")
+                    bounds = f"{metrics['elbo']:.2f} nats, {metrics['bits_per_dim']:.3f} bits/dim"
+                    run.print(f"epoch {epoch:g}: test ELBO {bounds}")
                     model.train()
                 if saves or stops:
                     last_checkpoint = save()
@@ -419,7 +420,7 @@ def main(config: Config) -> None:
     load_weights(evaluated, last_checkpoint)
     metrics, latents, kl_units = evaluate_test(state["step"] / updates_per_epoch, config.iw_samples)
     metrics |= label_hits(accelerator, evaluated, judge, test_images, test_targets, test_labels, config.seed)
-    half, of_test = len(latents) // 2, splits.test.labels  # the probe learns from one half, is asked about the other
+    half, of_test = len(latents) // 2, splits.test.labels  # the probe learns from a half, is asked about the other
     probed = probe_accuracy(latents[:half], of_test[:half], latents[half:], of_test[half:], len(names), seed=0)
     summary = {f"test/{name}": value for name, value in metrics.items()}
     summary |= {f"test/probe_{name}": value for name, value in probed.items()}
