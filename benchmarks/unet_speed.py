@@ -59,7 +59,8 @@ class DecodedEachTime:
     def draw(self, epoch: int) -> None:
         """Nothing to draw: `batch` makes its choices as it goes."""
 
-    def batch(self, ids):
+    def batch(self, ids, size: int = 0):
+        """As `JointAugmenter.batch`; `size` is the one it was made for."""
         import torch
 
         pairs = [self._one(self.names[i]) for i in ids.tolist()]
@@ -106,7 +107,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         if augmented:
             augmentation = JointAugmentation(
                 settings.flip, settings.scale, settings.aspect, settings.shift, settings.rotation,
-                settings.brightness, settings.contrast, settings.saturation,
+                settings.brightness, settings.contrast, settings.saturation, settings.cutmix,
             )  # fmt: skip
         augmenter = JointAugmenter(train.images.to(device), masks, augmentation, mean, std, 0)
     else:
