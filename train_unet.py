@@ -4,7 +4,8 @@
     accelerate launch --config_file accelerate_configs/t4.yaml train_unet.py mp-tr-dice
     accelerate launch --config_file accelerate_configs/cpu_bf16.yaml train_unet.py all --data_dir oxford-iiit-pet
 
-`all` trains the four variants one after another and writes comparison.md and its figures beside their folders.
+`all` trains the four variants one after another and writes comparison.md and its figures beside their folders: test
+Dice 0.907, 0.901, 0.906 and 0.901 with 300 pictures, 19 to 23 minutes each on two CPU cores (results/unet-*.json).
 
 The pictures lie on the device as uint8 and are augmented there with their masks, a batch at a time. Dice and IoU
 are those of the last weights (their moving average where there is one) on the whole test split at the training
@@ -269,8 +270,7 @@ def train(config: Config) -> None:
     n_train = len(splits.train.images)
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
     if min(n_train, len(splits.test.images)) < n_parts:
-        counts = f"{n_train} training and {len(splits.test.images)} test pictures"
-        raise DataError(f"{counts} are too few for {n_parts} micro-batches")
+        raise DataError(f"{n_train} and {len(splits.test.images)} pictures are too few for {n_parts} micro-batches")
     class_names = CLASS_NAMES[config.classes]
     train_masks, test_masks = (
         masks_from_trimaps(split.trimaps, config.classes, config.border) for split in (splits.train, splits.test)
