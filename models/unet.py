@@ -150,7 +150,8 @@ class UNet(nn.Module):
         torch refuses.
         """
         multiple = 2**self.depth
-        extra_height, extra_width = -height % multiple, -width % multiple
+        # Not by `%`: torch.compile of 2.13 fails on the remainder of a size that changes between calls.
+        extra_height, extra_width = (-(-size // multiple) * multiple - size for size in (height, width))
         if height <= multiple and width <= multiple:
             extra_width += multiple
         left, top = extra_width // 2, extra_height // 2
