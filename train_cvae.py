@@ -119,10 +119,10 @@ class Config:
 
 RECIPES: dict[str, tuple[str, Config]] = {
     "demo": (
-        "digits drawn by code; no download, two minutes on two CPU cores",
+        "digits drawn by code; no download, three minutes on two CPU cores",
         Config(
             recipe="demo", dataset="digits", latent_dim=16, width=16, epochs=6, evaluate_every=1, log_every=10,
-            classifier_weight=30, iw_samples=10, judge_epochs=2,
+            classifier_weight=20, iw_samples=10, judge_epochs=4,
         ),
     ),
     "mnist": ("MNIST, dynamically binarised", Config(recipe="mnist", patch_size=2, lr=3e-3)),

@@ -66,7 +66,7 @@ def find_judge(
         in_colour = images.shape[1] == 3  # digits would mean something else in the mirror
         fingerprint = [images.numpy().tobytes(), splits.train.labels.numpy().tobytes()]
         # As many updates as the speed run makes on CIFAR-10, whatever the data's size: its rates are for those.
-        batch_size = min(2000, max(20, len(images) * epochs // 250))
+        batch_size = min(2000, max(64, len(images) * epochs // 250))
         path = train_judge(dataset, data_dir, epochs, batch_size, flip=in_colour, fingerprint=fingerprint)
         run = str(path)
     return Judge(run, splits.class_names, device)
