@@ -72,6 +72,8 @@ def _launch_warnings(accelerator: Accelerator) -> list[str]:
     warnings = []
     if accelerator.device.type == "cpu":
         threads, cores = torch.get_num_threads(), psutil.cpu_count(logical=False) or 1
+        if hasattr(os, "sched_getaffinity"):  # not on macOS
+            cores = min(cores, len(os.sched_getaffinity(0)))  # as `taskset` left them to this run
         if threads * accelerator.num_processes < cores:
             warnings.append(
                 f"{threads} thread(s) in each of {accelerator.num_processes} process(es) on {cores} cores is slow: "
