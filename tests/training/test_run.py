@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 from dataclasses import dataclass
 
@@ -52,6 +53,26 @@ def test_resuming_forgets_what_was_logged_after_the_checkpoint(fresh_accelerate,
     run.log({"x": 33}, 3, 0)
     assert [(line["step"], line["x"]) for line in read_metrics(tmp_path / "run")] == [(1, 1), (2, 2), (3, 33)]
     assert read_metrics(tmp_path / "run")[-1]["time"] >= 100
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no processor affinity here")
+def test_too_few_threads_are_told_of_but_not_on_cores_of_others(fresh_accelerate, tmp_path, capfd, monkeypatch):
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 64)
+    try:
+        torch.set_num_threads(1)
+        monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)))
+        open_run(tmp_path / "all")
+        assert "1 thread(s) in each of 1 process(es) on 64 cores is slow" in capfd.readouterr().err
+        monkeypatch.undo()
+        monkeypatch.setattr("psutil.cpu_count", lambda logical: 64)
+        os.sched_setaffinity(0, {min(cores)})
+        fresh_accelerate()
+        open_run(tmp_path / "one")
+        assert "is slow" not in capfd.readouterr().err
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
 
 
 def test_a_signal_asks_the_loop_to_stop_and_gives_the_exit_code(fresh_accelerate, tmp_path):
