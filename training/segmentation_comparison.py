@@ -46,12 +46,12 @@ class FinishedRun:
     names: np.ndarray  # (P,) str
 
 
-def write_comparison(folder: Path, runs: Mapping[str, Path]) -> str:
+def write_comparison(folder: Path, runs: Mapping[str, Path], class_name: str = "class 1") -> str:
     """Compare finished runs: write comparison.md and figures/comparison_{table,curves,predictions}.png.
 
     `runs`: of each variant, by name, its run folder with summary.json, metrics.jsonl and test_predictions.npz:
     `images` (P, 3, S, S), `true_masks` and `predicted_masks` (P, S, S), all uint8, and `names` (P,) of the same
-    test pictures in all runs. Returns the Markdown.
+    test pictures in all runs. `class_name`: what mask value 1 means. Returns the Markdown.
 
     Raises `UsageError`, before anything is written, where a run folder lacks one of these or holds a damaged
     one, and where the runs were tested on different pictures.
@@ -72,7 +72,7 @@ def write_comparison(folder: Path, runs: Mapping[str, Path]) -> str:
     figures = folder / "figures"
     plot_table(figures / "comparison_table.png", header, rows, title="The variants on the test split")
     _plot_curves(figures / "comparison_curves.png", finished)
-    _plot_predictions(figures / "comparison_predictions.png", finished)
+    _plot_predictions(figures / "comparison_predictions.png", finished, class_name)
     markdown = _markdown(header, rows)
     (folder / "comparison.md").write_text(markdown, encoding="utf-8")
     return markdown
@@ -182,7 +182,7 @@ def _plot_curves(path: Path, runs: Mapping[str, FinishedRun]) -> None:
     save_png(figure, path)
 
 
-def _plot_predictions(path: Path, runs: Mapping[str, FinishedRun]) -> None:
+def _plot_predictions(path: Path, runs: Mapping[str, FinishedRun], class_name: str) -> None:
     """Rows are pictures; columns are the picture, its true mask, and the mask of each variant with its Dice."""
     first = next(iter(runs.values()))
     shown = np.linspace(0, len(first.names) - 1, min(MAX_PICTURES, len(first.names))).round().astype(int)
@@ -195,7 +195,7 @@ def _plot_predictions(path: Path, runs: Mapping[str, FinishedRun]) -> None:
     plot_image_grid(
         path, beside_overlays(images, masks, len(columns)), titles, n_columns=len(columns), column_labels=columns,
         row_labels=first.names[shown].tolist(),
-        title="The same test pictures under each variant, with the Dice of class 1",
+        title=f"The same test pictures under each variant, with the Dice of {class_name}",
     )  # fmt: skip
 
 
