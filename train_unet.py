@@ -255,7 +255,7 @@ def train_variants(output_dir: Path, config: Config) -> None:
         if not (config.resume and finished) or config.eval_only:
             train(replace(config, recipe=name, output_dir=str(folders[name]), **variant))
     if PartialState().is_main_process and not config.find_lr:
-        print(write_comparison(output_dir, folders, class_name=CLASS_NAMES["binary"][1]))
+        print(write_comparison(output_dir, folders, class_name=CLASS_NAMES[config.classes][1]))
 
 
 def train(config: Config) -> None:
