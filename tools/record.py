@@ -26,6 +26,7 @@ RESULTS, README = ROOT / "results", ROOT / "README.md"
 SHOWN = {  # in README's table: name, factor, unit, digits
     "test/bleu": ("BLEU", 1, "", 1),
     "test/chrf": ("chrF", 1, "", 1),
+    "test_extra/bleu": ("BLEU on the second test set", 1, "", 1),
     "test/accuracy": ("accuracy", 100, " %", 2),
     "test/accuracy_views": ("over test-time views", 100, " %", 2),
     "test/dice": ("Dice", 1, "", 4),

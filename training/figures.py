@@ -84,10 +84,11 @@ def plot_curves(metrics_path: Path, figures_dir: Path, panels: Mapping[str, Sequ
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a `metrics.jsonl` merged into one dict per step, by rising step; later values override.
 
+    The lines of a record of several runs have a `seed`; those of each seed are kept apart, one after another.
     Raises `UsageError` as `plot_curves` does.
     """
     *lines, tail = path.read_bytes().split(b"\n")
-    rows: dict[int, dict] = {}
+    rows: dict[tuple[int, int], dict] = {}
     for number, line in enumerate([*lines, tail] if tail else lines, start=1):
         try:
             row = json.loads(line)
@@ -97,8 +98,8 @@ def read_metrics(path: Path) -> list[dict]:
             row = None
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             raise UsageError(f"{path}, line {number}: not a JSON object with a whole `step`; delete the line")
-        rows.setdefault(row["step"], {}).update(row)
-    return [rows[step] for step in sorted(rows)]
+        rows.setdefault((row.get("seed", 0), row["step"]), {}).update(row)
+    return [rows[key] for key in sorted(rows)]
 
 
 def _plot_panel(curves: Mapping[str, Mapping[int, float]], step_of_epoch: Mapping[float, int], path: Path) -> None:
@@ -107,14 +108,14 @@ def _plot_panel(curves: Mapping[str, Mapping[int, float]], step_of_epoch: Mappin
     for name, curve in curves.items():
         steps, values = np.array(list(curve)), np.array(list(curve.values()), dtype=float)
         marker = "." if len(steps) <= 50 else ""  # a single point draws no line
-        (line,) = ax.plot(steps, values, marker=marker, label=_readable(name))
+        (line,) = ax.plot(steps, values, marker=marker, label=readable_name(name))
         finite = np.isfinite(values)
         if name.startswith("valid/") and finite.any():
             sign = -1 if HIGHER_IS_BETTER.intersection(name.split("/")[-1].split("_")) else 1
             best = np.where(finite, sign * values, np.inf).argmin()
             ax.plot(steps[best], values[best], "o", color=line.get_color(), markersize=11, fillstyle="none")
-            line.set_label(f"{_readable(name)} (best {values[best]:.4g} at step {steps[best]:,})")
-    ax.set_ylabel(", ".join(dict.fromkeys(_readable(name.split("/")[-1]) for name in curves)))
+            line.set_label(f"{readable_name(name)} (best {values[best]:.4g} at step {steps[best]:,})")
+    ax.set_ylabel(", ".join(dict.fromkeys(readable_name(name.split("/")[-1]) for name in curves)))
     if all(name.endswith("_per_second") for name in curves):
         ax.set_ylim(bottom=0)  # a rate is judged against zero
     ax.yaxis.get_major_formatter().set_powerlimits((-3, 5))
@@ -126,7 +127,7 @@ def _plot_panel(curves: Mapping[str, Mapping[int, float]], step_of_epoch: Mappin
     save_png(figure, path)
 
 
-def _readable(name: str) -> str:
+def readable_name(name: str) -> str:
     """`train/tokens_per_second` becomes `training: tokens per second`."""
     words = name.replace("/", " ").replace("_", " ").split()
     return " ".join(READABLE.get(word, word) for word in words)
