@@ -42,6 +42,7 @@ from training.checkpoints import check_files, find_checkpoint, load_checkpoint, 
 from training.classifier_figures import write_data_figures, write_result_figures
 from training.cli import run_script
 from training.ema import EMA
+from training.errors import UsageError
 from training.figures import plot_curves
 from training.lr_finder import lr_range_test, preserved_state, report_lr_range_test
 from training.metrics import MetricWindow
@@ -71,6 +72,7 @@ class Config:
     gradient_accumulation_steps: int = 1  # micro-batches of a process in an update
     # --- model
     model: Literal["resnet", "ultimus", "speednet"] = "resnet"  # which net
+    speednet_widths: tuple[int, int, int] = (64, 256, 256)  # channels of SpeedNet's blocks
     # --- optimization
     epochs: int = 24  # passes over the training images
     max_train_steps: int = 0  # updates in all, instead of epochs; 0: by epochs
@@ -148,7 +150,11 @@ def load_splits(config: Config) -> ImageSplits:
 
 def build_model(config: Config, n_classes: int) -> nn.Module:
     """The net: normalised images (B, 3, S, S) -> logits (B, K)."""
-    return {"resnet": ResNet9, "ultimus": Ultimus, "speednet": SpeedNet}[config.model](n_classes)
+    if config.model == "speednet":
+        return SpeedNet(n_classes, widths=tuple(config.speednet_widths))
+    if tuple(config.speednet_widths) != Config.speednet_widths:  # a list, as read from a run's config.json
+        raise UsageError(f"--speednet_widths is of --model speednet, not of {config.model}")
+    return {"resnet": ResNet9, "ultimus": Ultimus}[config.model](n_classes)
 
 
 def build_optimizer(model: nn.Module, config: Config, fp16: bool) -> torch.optim.Optimizer:

@@ -47,8 +47,8 @@ def test_a_judge_is_trained_once_and_found_again(monkeypatch, tmp_path):
 
     def run(command, **kwargs):
         commands.append(command)
-        short = ["--model", "ultimus", "--optimizer", "adamw", "--max_train_steps", "2", "--bias_lr_factor", "1"]
-        return genuine([*command, *short, "--head_lr_factor", "1", "--views", "one"], **kwargs)
+        short = ["--speednet_widths", "4", "8", "8", "--max_train_steps", "2", "--views", "one"]
+        return genuine([*command, *short], **kwargs)
 
     genuine = subprocess.run
     monkeypatch.setattr(judge.subprocess, "run", run)
@@ -65,7 +65,7 @@ def test_a_judge_is_trained_once_and_found_again(monkeypatch, tmp_path):
 def test_a_training_that_fails_is_one_clear_error(monkeypatch, tmp_path):
     monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path))
     with pytest.raises(UsageError, match=r"nowhere.*--judge"):
-        train_judge("uoft-cs/cifar10", str(tmp_path / "nowhere"), 1, 500, flip=True, fingerprint=[b"x"])
+        train_judge("uoft-cs/cifar10", str(tmp_path / "nowhere"), 1, 500, in_colour=True, fingerprint=[b"x"])
 
 
 def test_hits_are_counted_against_the_label_that_was_asked_for(fresh_accelerate):
