@@ -152,7 +152,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     "de-en": (
         "IWSLT German to English, or --train_files: 3+3 layers, d_model 256, 4 heads",
         Config(**DE_EN, recipe="de-en", d_model=256, n_heads=4, n_encoder_layers=3, n_decoder_layers=3, d_ff=1024,
-               epochs=10, lr=3e-3),
+               vocab_size=4000, max_tokens=2048, epochs=6, lr=2e-3),
     ),
     "de-en-lstm": (
         "the same by a small LSTM over whole words: 2+2 layers, embeddings 64, hidden 128",
