@@ -178,9 +178,10 @@ class TranslationCorpus:
             )
 
     def __str__(self) -> str:
+        counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in self.splits.counts.items())
         return (
             f"{len(self.train):,} training pairs ({self.n_too_long:,} over --max_len {self.max_len} dropped), "
-            f"{len(self.valid):,} validation, {len(self.test):,} test pairs; {self.splits.counts or 'embedded'}\n"
+            f"{len(self.valid):,} validation, {len(self.test):,} test pairs; {counts or 'embedded'}\n"
             f"{self.source_tokenizer.vocab_size:,} source tokens, {self.target_tokenizer.vocab_size:,} target ones"
         )
 
