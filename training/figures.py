@@ -203,7 +203,7 @@ def plot_length_histogram(
 def plot_attention(
     weights: np.ndarray, source_tokens: Sequence[str], target_tokens: Sequence[str], path: Path
 ) -> None:
-    """Write a PNG of one sentence's cross-attention: a heat map for each head, and last their mean.
+    """Write a PNG of one sentence's cross-attention: a heat map for each head, and last the mean of several.
 
     `weights`: (n_heads, T, S), each row over S summing to one; `source_tokens`: S; `target_tokens`: T, the
     token that each row predicts. All maps share one colour scale.
@@ -217,7 +217,8 @@ def plot_attention(
             f"and {len(source_tokens)} source tokens"
         )
     maps = {f"head {head}": weights[head - 1] for head in range(1, n_heads + 1)}
-    maps["mean of the heads"] = weights.mean(axis=0)
+    if n_heads > 1:
+        maps["mean of the heads"] = weights.mean(axis=0)
     n_columns = math.ceil(math.sqrt(len(maps)))
     n_rows = math.ceil(len(maps) / n_columns)
     inches_per_token = 0.2  # a line of 8-point type, and some air
