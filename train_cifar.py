@@ -109,9 +109,9 @@ RECIPES: dict[str, tuple[str, Config]] = {
     "demo": (
         "ten shapes drawn by code; no download, a minute on two CPU cores",
         Config(
-            recipe="demo", dataset="shapes", model="speednet", optimizer="muon", lr=0.24, pct_start=0.0,
-            anneal="linear", momentum=0.85, weight_decay=0.2, bias_lr_factor=440, head_lr_factor=0.085,
-            crop_padding=2, flip="alternating", label_smoothing=0.2, batch_size=200, epochs=5,
+            recipe="demo", dataset="shapes", model="speednet", speednet_widths=(32, 128, 128), optimizer="muon",
+            lr=0.24, pct_start=0.0, anneal="linear", momentum=0.85, weight_decay=0.2, bias_lr_factor=440,
+            head_lr_factor=0.085, crop_padding=2, flip="alternating", label_smoothing=0.2, batch_size=200, epochs=5,
         ),
     ),
     "resnet": (

@@ -3,17 +3,20 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WIDTHS = (64, 128, 256)  # channels at a half, a quarter and an eighth of the side
 GROUP_CHANNELS = 16  # of a group norm: an image never depends on its batch
 
 
 class LabelClassifier(nn.Module):
-    """Pictures (B, C, S, S), floats from -1 to 1, S >= 8 -> logits (B, K)."""
+    """Pictures (B, C, S, S), floats from -1 to 1, S >= 8 -> logits (B, K).
+
+    Grey pictures (C = 1) get half the channels of coloured ones.
+    """
 
     def __init__(self, channels: int, n_classes: int):
         super().__init__()
         layers: list[nn.Module] = []
-        for width in WIDTHS:
+        first = 32 if channels == 1 else 64
+        for width in (first, 2 * first, 4 * first):  # at a half, a quarter and an eighth of the side
             for stride in (2, 1):
                 conv = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
                 layers += [conv, nn.GroupNorm(width // GROUP_CHANNELS, width), nn.SiLU()]
