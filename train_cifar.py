@@ -152,8 +152,6 @@ def build_model(config: Config, n_classes: int) -> nn.Module:
     """The net: normalised images (B, 3, S, S) -> logits (B, K)."""
     if config.model == "speednet":
         return SpeedNet(n_classes, widths=tuple(config.speednet_widths))
-    if tuple(config.speednet_widths) != Config.speednet_widths:  # a list, as read from a run's config.json
-        raise UsageError(f"--speednet_widths is of --model speednet, not of {config.model}")
     return {"resnet": ResNet9, "ultimus": Ultimus}[config.model](n_classes)
 
 
@@ -259,6 +257,8 @@ def find_lr(accelerator, model, optimizer, augmenter, labels: Tensor, config: Co
 
 def main(config: Config) -> None:
     config = replace(config, output_dir=config.output_dir or f"runs/cifar/{config.recipe}")
+    if config.model != "speednet" and config.speednet_widths != RECIPES[config.recipe][1].speednet_widths:
+        raise UsageError(f"--speednet_widths is none of the options of --model {config.model}")
     accelerator = open_accelerator(config.gradient_accumulation_steps)
     device = accelerator.device
     set_seed(config.seed)
