@@ -543,6 +543,21 @@ def test_empty_lines_and_absurd_ratios_are_skipped_and_counted(train, tmp_path, 
     assert "empty 2, length ratio 1" in shown
 
 
+def test_validation_translates_pairs_from_all_over_the_split(train, tmp_path, monkeypatch):
+    texts, references = [], []
+    evaluate, score = train_translation.evaluate, train_translation.score_translations
+    monkeypatch.setattr(
+        train_translation, "evaluate", lambda *args, **more: (texts.append(args[3]), evaluate(*args, **more))[1]
+    )
+    monkeypatch.setattr(
+        train_translation, "score_translations", lambda h, r: (references.append(list(r)), score(h, r))[1]
+    )
+    assert train(tmp_path / "run", "--max_train_steps", "2", "--valid_sentences", "5") == 0
+    valid, test = texts[0].targets, texts[-1].targets
+    assert len(valid) > 10 and references[0] == [valid[i * len(valid) // 5] for i in range(5)]
+    assert references[-1] == list(test)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(train, tmp_path, monkeypatch, capsys):
     genuine = train_translation.train_update
     updates = 0
