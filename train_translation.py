@@ -432,10 +432,10 @@ def main(config: Config) -> None:
     summary = {f"best/{name}": value for name, value in (state["best"] or {}).items()}
     tests = [("test", corpus.test, splits.test), ("test_extra", corpus.test_extra, splits.test_extra)]
     for name, pairs, text in tests[: 2 if splits.test_extra else 1]:
-        metrics, hypotheses = evaluate(
-            accelerator, evaluated, pairs, text, corpus.target_tokenizer, config, config.beam_size
-        )
-        summary |= report_translations(run, name, metrics, text.sources, hypotheses, text.targets, state)
+        metrics, hypotheses = evaluate(accelerator, evaluated, pairs, text, corpus.target_tokenizer, config,
+                                       config.beam_size)  # fmt: skip
+        at = state["step"], state["step"] / len(first_epoch)
+        summary |= report_translations(run, name, metrics, text.sources, hypotheses, text.targets, *at)
     if accelerator.is_main_process:
         figures = plot_translation_run(
             run.output_dir, {"source": planner.source_lengths, "target": planner.target_lengths},

@@ -556,6 +556,9 @@ def test_validation_translates_pairs_from_all_over_the_split(train, tmp_path, mo
     valid, test = texts[0].targets, texts[-1].targets
     assert len(valid) > 10 and references[0] == [valid[i * len(valid) // 5] for i in range(5)]
     assert references[-1] == list(test)
+    *_, before, last = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert "valid/bleu" in before and "test/bleu" in last
+    assert last["epoch"] == pytest.approx(before["epoch"], abs=1e-5) and 0 < last["epoch"] < 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(train, tmp_path, monkeypatch, capsys):

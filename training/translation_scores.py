@@ -47,15 +47,15 @@ def numbers(metrics: dict, prefix: str) -> dict[str, float]:
 
 def report_translations(
     run: Run, name: str, metrics: dict, sources: list[str], hypotheses: list[str], references: list[str],
-    state: dict,
+    step: int, epoch: float,
 ) -> dict:  # fmt: skip
     """Log and print what a finished model reaches on the data set `name`; return it as "<name>/..".
 
-    `metrics` are those of `score_translations`, and others beside; `state` holds "step" and "epoch". The
-    sentences go to translations/<name>.src.txt, .hyp.txt and .ref.txt, a line each, for the `sacrebleu` command.
+    `metrics` are those of `score_translations`, and others beside. The sentences go to
+    translations/<name>.src.txt, .hyp.txt and .ref.txt, a line each, for the `sacrebleu` command.
     """
-    run.log(numbers(metrics, name), state["step"], state["epoch"])
-    run.log_samples(sources, hypotheses, references, state["step"], n=5)
+    run.log(numbers(metrics, name), step, epoch)
+    run.log_samples(sources, hypotheses, references, step, n=5)
     run.print(
         f"{name} BLEU {metrics['bleu']:.2f}  {metrics['bleu_signature']}\n"
         f"{name} chrF {metrics['chrf']:.2f}  {metrics['chrf_signature']}\n"

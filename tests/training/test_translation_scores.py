@@ -74,9 +74,7 @@ def test_a_report_is_logged_printed_written_and_returned(tmp_path, main):
     run = SilentRun(tmp_path, main)
     metrics = {"nll": 1.5, **score_translations(HYPOTHESES, REFERENCES)}
     sources = ["Katze", "Hallo", "Regen – heute"]
-    found = report_translations(
-        run, "test_extra", metrics, sources, HYPOTHESES, REFERENCES, {"step": 7, "epoch": 2, "best": None}
-    )
+    found = report_translations(run, "test_extra", metrics, sources, HYPOTHESES, REFERENCES, step=7, epoch=2)
     assert found == {f"test_extra/{name}": value for name, value in metrics.items()}
     assert run.logged == [(numbers(metrics, "test_extra"), 7, 2)]
     assert (
