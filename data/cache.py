@@ -54,7 +54,7 @@ def cached_arrays(
     path = cache_dir() / f"{key}.npz"
     if path.exists():
         try:
-            with np.load(path) as arrays:
+            with path.open("rb") as file, np.load(file) as arrays:
                 return {name: arrays[name] for name in names}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             path.unlink(missing_ok=True)

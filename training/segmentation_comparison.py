@@ -106,7 +106,7 @@ def _read(path: Path, read: Callable[[Path], Any]) -> Any:
 
 
 def _read_predictions(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
+    with path.open("rb") as opened, np.load(opened) as file:  # by name, NumPy leaves a damaged file open
         arrays = {name: file[name] for name in ("images", "true_masks", "predicted_masks", "names")}
     images, names = arrays["images"], arrays["names"]
     shape = (len(names), *images.shape[-2:])
