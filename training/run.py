@@ -306,7 +306,8 @@ class Run:
                 "job_type": self.config.recipe,
                 "name": f"{self.script}/{self.config.recipe}",
                 "tags": [hardware(self.accelerator), f"precision {self.accelerator.mixed_precision}"],
-                "settings": wandb.Settings(silent=True, console="off"),
+                # A run dropped before its end must not be handed out again as the next one's.
+                "settings": wandb.Settings(silent=True, console="off", reinit="finish_previous"),
                 **({"mode": mode} if mode else {}),
                 **({"id": self.tracker_id, "resume": "allow"} if self.tracker_id else {}),
             }

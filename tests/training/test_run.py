@@ -2,6 +2,7 @@ import json
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,6 +111,9 @@ def test_a_failing_tracker_never_ends_the_run(fresh_accelerate, tmp_path, monkey
     run.finish({}, 1.0, torch.nn.Linear(2, 2))
     assert capsys.readouterr().err.count("no space left") == 2  # said once a run
     assert len(read_metrics(tmp_path / "a")) == 1 and len(read_metrics(tmp_path / "b")) == 2
+    following = open_run(tmp_path / "c", tracker="wandb")  # in the same process, as the variants of `all` are
+    assert following.tracker_id != run.tracker_id and Path(following._wandb.dir).is_relative_to(tmp_path / "c")
+    following.finish({}, 1.0, torch.nn.Linear(2, 2))
 
 
 def test_summary_is_flat_and_says_where_it_comes_from(fresh_accelerate, tmp_path):
