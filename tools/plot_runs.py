@@ -22,6 +22,14 @@ from training.figures import new_figure, read_metrics, readable_name, save_png
 AXES = {"epoch": "epoch", "minutes": "minutes, validation included", "step": "step (updates)"}
 
 
+def named_paths(runs: tuple[str, ...]) -> dict[str, Path]:
+    """NAME=PATH of each run -> {name: path}. UsageError where a name or a path is missing or a name comes twice."""
+    named = [run.partition("=") for run in runs]
+    if any(not name or not path for name, _, path in named) or len({name for name, _, _ in named}) < len(named):
+        raise UsageError(f"{' '.join(runs)}: give each run as NAME=PATH, with names that differ")
+    return {name: Path(path) for name, _, path in named}
+
+
 def read_runs(path: Path) -> list[list[dict]]:
     """The metrics of a run's folder or of a metrics.jsonl, of each seed by itself, by rising step.
 
@@ -82,10 +90,7 @@ def main(
         output: PNG file to write
     """
     try:
-        named = [run.partition("=") for run in runs]
-        if any(not path for _, _, path in named) or len({name for name, _, _ in named}) < len(named):
-            raise UsageError(f"{' '.join(runs)}: give each run as NAME=PATH, with names that differ")
-        plot_runs({name: Path(path) for name, _, path in named}, values, over, title, Path(output))
+        plot_runs(named_paths(runs), values, over, title, Path(output))
         print(output)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
