@@ -10,6 +10,7 @@ Dice 0.907, 0.901, 0.906 and 0.901 with 300 pictures, 19 to 23 minutes each on t
 The pictures lie on the device as uint8 and are augmented there with their masks, a batch at a time. Dice and IoU
 are those of the last weights (their moving average where there is one) on the whole test split at the training
 size: `test/dice` over all pixels of the data set, `test/dice_per_image` as the mean of the pictures' own values.
+Both are without test-time augmentation; `test/dice_views` and `test/iou_views` are with it.
 """
 
 import itertools
@@ -37,6 +38,7 @@ from models.batch_norm import synchronize_batch_norm
 from models.segmentation_losses import segmentation_loss
 from models.segmentation_scores import dice_of_images, pixel_confusion, predict_masks, segmentation_scores
 from models.unet import UNet
+from models.views import PixelViews, pixel_logits_over_views
 from training.checkpoints import check_files, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from training.cli import run_script
 from training.ema import EMA
@@ -98,6 +100,7 @@ class Config:
     seed: int = 0  # of the initial weights, the order of the pictures and their augmentation
     # --- evaluation
     evaluate_every: int = 10  # epochs between evaluations on the test split; 0: only at the end
+    views: PixelViews = "scales"  # views of a test picture for test/dice_views
     eval_batch_size: int = 64  # pictures evaluated at a time
     eval_only: bool = False  # only evaluate the newest checkpoint of --resume, or of --output_dir
     # --- run
@@ -202,7 +205,7 @@ def train_update(
 @torch.no_grad()
 def evaluate(
     accelerator: Accelerator, model: nn.Module, images: Tensor, masks: Tensor, mean: Tensor, std: Tensor,
-    config: Config,
+    config: Config, views: PixelViews = "one",
 ) -> tuple[dict[str, float], Tensor, Tensor]:  # fmt: skip
     """Loss and scores over pictures (N, 3, S, S) uint8 with masks (N, S, S), whatever the batch size.
 
@@ -217,7 +220,7 @@ def evaluate(
     counts = torch.zeros(n, k, k, dtype=torch.int64, device=images.device)
     for ids in mine.split(config.eval_batch_size):
         with accelerator.autocast():
-            logits = model(normalise(images[ids], mean, std))
+            logits = pixel_logits_over_views(model, normalise(images[ids], mean, std), views)
         losses[ids] = segmentation_loss(logits, masks[ids], config.loss)
         predicted[ids] = predict_masks(logits)
         counts[ids] = pixel_confusion(predicted[ids], masks[ids], k)
@@ -229,11 +232,9 @@ def evaluate(
 
 def find_lr(accelerator, model, optimizer, augmenter: JointAugmenter, config: Config) -> None:
     """Range test over the first updates; prints the suggestion and writes figures/lr_range_test.png."""
-    n_images, n_parts = augmenter.n_images, accelerator.num_processes * config.gradient_accumulation_steps
-    updates = (
-        ids
-        for epoch in itertools.count()
-        for ids in plan_epoch(n_images, config.batch_size * n_parts, config.seed, epoch, accelerator.device)
+    size = config.batch_size * accelerator.num_processes * config.gradient_accumulation_steps
+    updates = itertools.chain.from_iterable(
+        plan_epoch(augmenter.n_images, size, config.seed, epoch, accelerator.device) for epoch in itertools.count()
     )
 
     def update_at(lr: float) -> Tensor:
@@ -323,26 +324,21 @@ def train(config: Config) -> None:
         f"{total_steps:,} updates, {updates_per_epoch} an epoch"
     )
     if accelerator.is_main_process and not config.eval_only:
-        views = []
-        for epoch in range(10):
-            augmenter.draw(epoch)
-            views.append(augmenter.batch(torch.zeros(1, dtype=torch.int64, device=device)))
-        pixels = (torch.cat([image for image, _ in views]) * std[:, None, None] + mean[:, None, None]) / 255
+        augmented, augmented_masks = augmenter.preview(0, n_epochs=10)
         of_test = picture_statistics(splits.test.images, test_masks, len(class_names))
-        view_masks = torch.cat([mask for _, mask in views])
         write_data_figures(run.figures_dir, {"train": statistics, "test": of_test}, splits.train.images,
-                           train_masks, class_names, pixels.clamp(0, 1).cpu(), view_masks.cpu())  # fmt: skip
-        write_model_summary(run.figures_dir / "model_summary.png", evaluated, views[0][0])
+                           train_masks, class_names, augmented.cpu(), augmented_masks.cpu())  # fmt: skip
+        write_model_summary(run.figures_dir / "model_summary.png", evaluated, augmented[:1])
 
     def save() -> Path:
         saved = {**state, **run.state(), "window": window.state(), "config": asdict(config)}
         return save_checkpoint(accelerator, model, run.output_dir, saved, ema=ema, files=data_file,
                                total_limit=config.checkpoints_total_limit)  # fmt: skip
 
+    test_split = test_images, test_masks.to(device), mean, std
+
     def evaluate_test(epoch: float) -> tuple[dict[str, float], Tensor, Tensor]:
-        metrics, predicted, dice = evaluate(
-            accelerator, evaluated, test_images, test_masks.to(device), mean, std, config
-        )
+        metrics, predicted, dice = evaluate(accelerator, evaluated, *test_split, config)
         run.log({f"test/{name}": value for name, value in metrics.items()}, state["step"], epoch)
         if accelerator.is_main_process:
             keep_predictions(run.output_dir, state["step"], predicted.cpu())
@@ -425,13 +421,17 @@ def train(config: Config) -> None:
         write_result_figures(run.output_dir, splits.test.images, test_masks, predicted.cpu(), dice.cpu(),
                              splits.test.names, updates_per_epoch)  # fmt: skip
         run.log_figures(sorted(run.figures_dir.glob("*.png")), state["step"])
-    summary = {f"test/{name}": value for name, value in metrics.items()}
+    summary, with_views = {f"test/{name}": value for name, value in metrics.items()}, ""
+    if config.views != "one":
+        over_views, _, _ = evaluate(accelerator, evaluated, *test_split, config, config.views)
+        summary |= {f"test/{name}_views": over_views[name] for name in ("dice", "iou")} | {"views": config.views}
+        with_views = f"; Dice {over_views['dice']:.4f} over views ({config.views})"
     if config.compile:
         summary["compile_seconds"] = round(compile_seconds, 2)
     run.finish(summary, window.train_seconds, evaluated, close=False)
     run.print(
         f"test Dice {metrics['dice']:.4f}, IoU {metrics['iou']:.4f} over all pixels of {metrics['n_images']:,} "
-        f"pictures; {metrics['dice_per_image']:.4f}, {metrics['iou_per_image']:.4f} as means of the pictures\n"
+        f"pictures; {metrics['dice_per_image']:.4f}, {metrics['iou_per_image']:.4f} as means of them{with_views}\n"
         f"figures in {run.figures_dir}"
     )
 

@@ -127,6 +127,18 @@ class JointAugmenter:
         x = x.sub_(self._mean).div_(self._std)
         return x.contiguous(memory_format=torch.channels_last), masks
 
+    def preview(self, image_id: int, n_epochs: int) -> tuple[Tensor, Tensor]:
+        """What one image is in each of the first epochs: images (n, 3, S, S) from 0 to 1 and masks (n, S, S).
+
+        The epoch drawn last is then another: call `draw` again.
+        """
+        pairs = []
+        for epoch in range(n_epochs):
+            self.draw(epoch)
+            pairs.append(self.batch(torch.tensor([image_id], device=self.device)))
+        images, masks = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        return ((images * self._std + self._mean) / 255).clamp(0, 1), masks
+
     def _augmented(self, ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, size, size) float32 in pixel units and masks, as `batch` but each of one image alone."""
         a = self.augmentation

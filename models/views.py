@@ -1,12 +1,15 @@
-"""Test-time augmentation: the mean of the logits over several views of an image."""
+"""Test-time augmentation: the mean of the logits over several views of an image, of its class or of its pixels."""
 
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Views = Literal["one", "mirror", "six"]
+PixelViews = Literal["one", "mirror", "scales"]
+SCALES = (7 / 8, 1, 9 / 8)
 
 
 def logits_over_views(model: Callable[[Tensor], Tensor], images: Tensor, views: Views) -> Tensor:
@@ -24,3 +27,23 @@ def logits_over_views(model: Callable[[Tensor], Tensor], images: Tensor, views: 
     up_left, down_right = padded[..., 2:, 2:], padded[..., :-2, :-2]
     shifted = logits_over_views(model, up_left, "mirror") + logits_over_views(model, down_right, "mirror")
     return logits_over_views(model, images, "mirror") / 2 + shifted / 4
+
+
+def pixel_logits_over_views(model: Callable[[Tensor], Tensor], images: Tensor, views: PixelViews) -> Tensor:
+    """Images (B, C, H, W) -> logits (B, K, H, W) of each pixel.
+
+    "one": the image as it is. "mirror": the mean with those of its mirror image, mirrored back. "scales": the mean
+    of that over the image at 7/8, 1 and 9/8 of its size, each resized back (as Chen et al. 2018, arXiv 1802.02611,
+    section 4.1, average over scales and mirror images).
+    """
+    if views == "one":
+        return model(images)
+    if views == "mirror":
+        return (model(images) + model(images.flip(-1)).flip(-1)) / 2
+    size = images.shape[2:]
+    total = torch.zeros((), device=images.device)
+    for scale in SCALES:
+        scaled = F.interpolate(images, [round(scale * side) for side in size], mode="bilinear", antialias=True)
+        logits = pixel_logits_over_views(model, scaled, "mirror").float()
+        total = total + F.interpolate(logits, size, mode="bilinear", antialias=True)
+    return total / len(SCALES)

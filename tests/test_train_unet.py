@@ -74,12 +74,16 @@ def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
                      "predictions/step_5.npy", "predictions/step_6.npy",
                      *(f"figures/{name}.png" for name in figures)}  # fmt: skip
     values = summary(run)
-    names = ("dice", "dice_per_image", "iou", "iou_per_image", "pixel_accuracy", "dice_pet", "iou_background")
+    names = ("dice", "dice_per_image", "iou", "iou_per_image", "pixel_accuracy", "dice_pet", "iou_background",
+             "dice_views", "iou_views")  # fmt: skip
     assert all(0 <= values[f"test/{name}"] <= 1 for name in names) and math.isfinite(values["test/loss"])
     assert values["test/n_images"] == 21
     logged = set().union(*curve(run))
     assert {"train/loss", "lr", "train/gradient_norm", "test/dice", "test/iou", "test/loss"} <= logged
-    assert f"test Dice {values['test/dice']:.4f}, IoU {values['test/iou']:.4f}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"test Dice {values['test/dice']:.4f}, IoU {values['test/iou']:.4f}" in printed
+    assert f"Dice {values['test/dice_views']:.4f} over views (scales)" in printed
+    assert values["test/dice_views"] != values["test/dice"]
 
 
 def test_eval_only_gives_the_same_score_and_trains_nothing(train, tmp_path):

@@ -31,6 +31,7 @@ SHOWN = {  # in README's table: name, factor, unit, digits
     "test/accuracy_views": ("over test-time views", 100, " %", 2),
     "test/dice": ("Dice", 1, "", 4),
     "test/iou": ("IoU", 1, "", 4),
+    "test/dice_views": ("Dice over test-time views", 1, "", 4),
     "test/elbo": ("ELBO", 1, " nats", 2),
     "test/iw_bound": ("importance-weighted bound", 1, " nats", 2),
     "test/bits_per_dim": ("bits/dim", 1, "", 3),

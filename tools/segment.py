@@ -21,6 +21,7 @@ from data.augmentation import normalise
 from data.errors import DataError
 from data.pets import decode_picture
 from models.segmentation_scores import predict_masks
+from models.views import PixelViews, pixel_logits_over_views
 from train_unet import Config, build_model
 from training.checkpoints import find_checkpoint, load_weights, read_state
 from training.errors import UsageError
@@ -48,14 +49,17 @@ class Segmenter:
         self.model.to(self.device, memory_format=torch.channels_last).eval()
 
     @torch.no_grad()
-    def masks(self, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def masks(self, images: torch.Tensor, size: tuple[int, int], views: PixelViews = "one") -> torch.Tensor:
         """Images (B, 3, S, S) uint8 at the size of the training -> masks (B, H, W) uint8 at `size` (H, W)."""
-        logits = self.model(normalise(images.to(self.device), self.mean, self.std)).float()
+        inputs = normalise(images.to(self.device), self.mean, self.std)
+        logits = pixel_logits_over_views(self.model, inputs, views).float()
         if logits.shape[2:] != size:
             logits = F.interpolate(logits, size, mode="bilinear", antialias=True)
         return predict_masks(logits).cpu()
 
-    def __call__(self, paths: Sequence[str | Path]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __call__(
+        self, paths: Sequence[str | Path], views: PixelViews = "one"
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For each file, in order, the picture (3, H, W) uint8 and its mask (H, W) uint8, at its own size.
 
         The net sees the whole picture at the size of its training, as it did then. Raises DataError, naming the
@@ -65,13 +69,14 @@ class Segmenter:
             picture = decode_picture(Path(path))
             small = picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
             pixels, inputs = (torch.tensor(np.asarray(p)).permute(2, 0, 1) for p in (picture, small))
-            yield pixels, self.masks(inputs[None], (picture.height, picture.width))[0]
+            yield pixels, self.masks(inputs[None], (picture.height, picture.width), views)[0]
 
 
 def main(
     run: Positional[str],
     files: Positional[tuple[str, ...]],
     output_dir: Annotated[str, tyro.conf.arg(help="where the masks and overlays go")] = "segmented",
+    views: Annotated[PixelViews, tyro.conf.arg(help="views of a picture that are averaged")] = "scales",
 ) -> None:
     """Write NAME_mask.png (0 background, 255 pet, 128 border) and NAME_overlay.png for each picture.
 
@@ -87,7 +92,7 @@ def main(
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         grey_levels = np.array([0, 255, 128], np.uint8)  # of background, pet and border
-        for file, name, (picture, mask) in zip(files, names, segmenter(files), strict=True):
+        for file, name, (picture, mask) in zip(files, names, segmenter(files, views), strict=True):
             overlay = overlay_masks(picture[None], mask[None])[0].permute(1, 2, 0).numpy()
             Image.fromarray(grey_levels[mask.numpy()]).save(folder / f"{name}_mask.png")
             Image.fromarray(overlay).save(folder / f"{name}_overlay.png")

@@ -24,6 +24,7 @@ METRICS = {  # in summary.json
     "test/iou_per_image": "IoU (per image)",
     "test/pixel_accuracy": "pixel accuracy",
 }
+METRICS_OF_VIEWS = {"test/dice_views": "Dice over views", "test/iou_views": "IoU over views"}  # where all have them
 CURVES = {  # in metrics.jsonl
     "train/loss": "Training loss\n(compares only between runs of the same loss)",
     "test/dice": "Test Dice (data set)",
@@ -127,16 +128,18 @@ def _read_predictions(path: Path) -> dict[str, np.ndarray]:
 
 
 def _table(runs: Mapping[str, FinishedRun]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows; speed is a column where every run has logged it."""
+    """Header and rows; test-time views and speed are columns where every run has them."""
     speeds = {
         variant: [row["train/images_per_second"] for row in run.metrics if "train/images_per_second" in row]
         for variant, run in runs.items()
     }
     has_speed = all(speeds.values())
-    header = ["variant", *METRICS.values(), "training minutes", "parameters", *["images/s"] * has_speed]
+    of_views = {key: name for key, name in METRICS_OF_VIEWS.items() if all(key in r.summary for r in runs.values())}
+    shown = METRICS | of_views
+    header = ["variant", *shown.values(), "training minutes", "parameters", *["images/s"] * has_speed]
     rows = []
     for variant, run in runs.items():
-        row = [variant, *(f"{run.summary[key]:.4f}" for key in METRICS)]
+        row = [variant, *(f"{run.summary[key]:.4f}" for key in shown)]
         row += [f"{run.summary['train_seconds'] / 60:.1f}", f"{run.summary['n_parameters']:,}"]
         if has_speed:  # the median: the first window holds the warm-up
             row.append(f"{statistics.median(speeds[variant]):,.1f}")
@@ -152,7 +155,8 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 {table}
 
 Dice, IoU and accuracy are of the final evaluation on the test split. "Data set": from the pixels of all pictures \
-together; "per image": the mean over the pictures. Minutes and images/s (the median over the training) compare \
+together; "per image": the mean over the pictures; "over views": over the data set with test-time augmentation, \
+which the others are without. Minutes and images/s (the median over the training) compare \
 only between runs on like machines.
 
 ![Curves](figures/comparison_curves.png)

@@ -208,6 +208,19 @@ def test_a_uniform_picture_stays_uniform():
     torch.testing.assert_close(pixels_of(augmented), torch.full_like(augmented, 200).double(), atol=1e-3, rtol=0)
 
 
+def test_a_preview_is_one_image_in_each_epoch():
+    augmenter = augmenter_of(images_of(9), **GEOMETRY, **COLOURS)
+    pictures, masks = augmenter.preview(4, n_epochs=3)
+    assert pictures.min() >= 0 and pictures.max() <= 1 and pictures.shape == (3, 3, 12, 12)
+    for epoch in range(3):
+        batch, batch_masks = everything(augmenter, epoch)
+        torch.testing.assert_close(
+            255 * pictures[epoch], pixels_of(batch[4]).clamp(0, 255).float(), atol=1e-3, rtol=0
+        )
+        assert torch.equal(masks[epoch], batch_masks[4])
+    assert not torch.equal(pictures[0], pictures[1])
+
+
 def test_an_example_looks_the_same_in_any_batch_process_and_subset():
     images, masks = images_of(70, 13), masks_of(70, 13)
     augmenter = augmenter_of(images, masks, **GEOMETRY, **COLOURS)

@@ -52,6 +52,16 @@ def test_it_repeats_the_test_dice_of_the_run(run, tmp_path):
         assert torch.equal(pixels, image) and torch.equal(mask, expected)
 
 
+def test_over_views_it_repeats_the_test_dice_over_views(run):
+    summary = json.loads((run / "summary.json").read_text())
+    _, test = textured_shapes()
+    predicted = Segmenter(run).masks(test.images, (64, 64), views=summary["views"])
+    counts = pixel_confusion(predicted, masks_from_trimaps(test.trimaps, "binary", "pet"), 2).sum(0)
+    dice = 2 * counts[1, 1] / (counts[1].sum() + counts[:, 1].sum())
+    assert float(dice) == pytest.approx(summary["test/dice_views"], abs=1e-3)
+    assert summary["test/dice_views"] != summary["test/dice"]
+
+
 def test_masks_and_overlays_have_the_size_of_their_picture(run, tmp_path):
     _, test = textured_shapes()
     picture = Image.fromarray(test.images[0].permute(1, 2, 0).numpy())

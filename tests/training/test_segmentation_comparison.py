@@ -69,6 +69,17 @@ def drawn(monkeypatch) -> dict[str, Figure]:
     return seen
 
 
+def test_views_are_columns_where_every_run_has_them(tmp_path):
+    runs = {name: write_run(tmp_path / name) for name in ("a", "b")}
+    for k, folder in enumerate(runs.values()):
+        assert "over views |" not in write_comparison(tmp_path / "all", runs)
+        with_views = SUMMARY | {"test/dice_views": 0.91 + k / 100, "test/iou_views": 0.83}
+        (folder / "summary.json").write_text(json.dumps(with_views))
+    markdown = write_comparison(tmp_path / "all", runs)
+    assert "| Dice over views | IoU over views |" in markdown
+    assert "| 0.9100 | 0.8300 |" in markdown and "| 0.9200 | 0.8300 |" in markdown
+
+
 @pytest.mark.filterwarnings("error")
 def test_what_is_written(tmp_path, drawn):
     runs = {name: write_run(tmp_path / name, seed) for seed, name in enumerate(("mp-tr-bce", "mp-tr-dice"))}
