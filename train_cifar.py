@@ -259,6 +259,8 @@ def main(config: Config) -> None:
     config = replace(config, output_dir=config.output_dir or f"runs/cifar/{config.recipe}")
     if config.model != "speednet" and config.speednet_widths != RECIPES[config.recipe][1].speednet_widths:
         raise UsageError(f"--speednet_widths is none of the options of --model {config.model}")
+    if config.flip == "none" and config.views != "one":
+        raise UsageError(f"--views {config.views} are mirrored, training images are not: add --views one")
     accelerator = open_accelerator(config.gradient_accumulation_steps)
     device = accelerator.device
     set_seed(config.seed)

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+NO_VARIANCE = 1e-6  # of the strongest direction's: photographs have 5e-5 in their faintest
+
 
 def whitening_filters(images: Tensor, kernel_size: int = 2, eps: float = 5e-4) -> Tensor:
     """Filters with uncorrelated responses of equal variance on the patches of `images`, and their negatives.
 
     images (N, C, S, S), normalised -> (2 C k k, C, k, k) in float32. A filter is an eigenvector of the patches'
-    second moments over the square root of its eigenvalue; `eps` keeps the faint ones from blowing up.
+    second moments over the square root of its eigenvalue; `eps` keeps the faint ones from blowing up. Directions
+    that no patch has, as between the equal channels of grey images, would give channels of rounding errors, which a
+    batch norm blows up to full size: the other filters come again in their place.
     """
     c = images.shape[1]
     patches = images.float().unfold(2, kernel_size, 1).unfold(3, kernel_size, 1)  # (N, C, S', S', k, k)
@@ -25,7 +29,9 @@ def whitening_filters(images: Tensor, kernel_size: int = 2, eps: float = 5e-4) -
     eigenvalues, eigenvectors = eigenvalues.flip(0), eigenvectors.flip(1)
     largest = eigenvectors.abs().argmax(0)
     eigenvectors = eigenvectors * eigenvectors.gather(0, largest[None]).sign()
-    filters = (eigenvectors / (eigenvalues + eps).sqrt()).T.reshape(-1, c, kernel_size, kernel_size)
+    n_directions = int((eigenvalues > NO_VARIANCE * eigenvalues[0]).sum().clamp(min=1))
+    taken = torch.arange(len(eigenvalues)) % n_directions
+    filters = (eigenvectors / (eigenvalues + eps).sqrt()).T[taken].reshape(-1, c, kernel_size, kernel_size)
     return torch.cat([filters, -filters]).float()
 
 

@@ -296,6 +296,7 @@ def test_bad_data_and_flags_are_one_line_and_exit_code_2(train, tmp_path, capsys
         (("--crop_padding", "-1"), "--crop_padding"),
         (("--cutout", "33"), "--cutout"),
         (("--model", "ultimus", "--speednet_widths", "8", "8", "8"), "--speednet_widths"),
+        (("--flip", "none", "--views", "six"), "--views six"),
     ):
         assert train(tmp_path / "run", *flags) == 2
         lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]

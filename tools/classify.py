@@ -74,7 +74,7 @@ class Classifier:
 def main(
     run: Positional[str],
     files: Positional[tuple[str, ...]],
-    views: Annotated[Views, tyro.conf.arg(help="views of an image that are averaged")] = "mirror",
+    views: Annotated[Views | None, tyro.conf.arg(help="views that are averaged; without: the run's")] = None,
     top_k: Annotated[int, tyro.conf.arg(help="classes shown of each image")] = 1,
     batch_size: Annotated[int, tyro.conf.arg(help="images classified at a time")] = 500,
 ) -> None:
@@ -86,6 +86,7 @@ def main(
     """
     try:
         classifier = Classifier(run)
+        views = views or classifier.config.views
         labels = classifier(files, views=views, top_k=top_k, batch_size=batch_size)
         for file, classes in zip(files, labels, strict=True):
             print("\t".join([file, *(f"{name}\t{share:.4f}" for name, share in classes)]))

@@ -65,24 +65,38 @@ def find_judge(
         images = splits.train.images
         in_colour = images.shape[1] == 3
         fingerprint = [images.numpy().tobytes(), splits.train.labels.numpy().tobytes()]
-        # As many updates as the speed run makes on CIFAR-10, whatever the data's size: its rates are for those.
-        batch_size = min(2000, max(64, len(images) * epochs // 250))
-        path = train_judge(dataset, data_dir, epochs, batch_size, in_colour, fingerprint)
+        path = train_judge(dataset, data_dir, epochs, len(images), in_colour, fingerprint)
         run = str(path)
     return Judge(run, splits.class_names, device)
 
 
 def train_judge(
-    dataset: str, data_dir: str, epochs: int, batch_size: int, in_colour: bool, fingerprint: list[bytes]
+    dataset: str, data_dir: str, epochs: int, n_images: int, in_colour: bool, fingerprint: list[bytes]
 ) -> Path:
     """The folder of a speed run of train_cifar.py on this data, trained on the first call: one process, all cores.
 
     `fingerprint`: bytes that differ where the data does. Raises UsageError where the training fails.
     """
-    flags = ["speedrun", "--dataset", dataset, "--epochs", str(epochs), "--batch_size", str(batch_size),
-             "--tracker", "none"]  # fmt: skip
+    flags = ["speedrun", "--dataset", dataset, "--epochs", str(epochs), "--tracker", "none"]
+    if n_images * epochs < 250 * 2000:  # too few for the speed run's updates; its rates suit no smaller batch
+        flags += [
+            "--batch_size",
+            str(max(32, n_images * epochs // 500)),
+            "--optimizer",
+            "adamw",
+            "--lr",
+            "0.003",
+            "--weight_decay",
+            "0.01",
+            "--bias_lr_factor",
+            "1",
+            "--head_lr_factor",
+            "1",
+            "--pct_start",
+            "0.2",
+        ]
     if not in_colour:  # digits: they would mean something else in the mirror, and half the width is enough
-        flags += ["--flip", "none", "--speednet_widths", "32", "128", "128"]
+        flags += ["--flip", "none", "--views", "one", "--speednet_widths", "32", "128", "128"]
     run = cache_dir() / "judges" / content_key({"flags": flags}, fingerprint)
     if (run / "summary.json").exists() and latest_checkpoint(run):
         return run

@@ -31,6 +31,16 @@ def test_whitening_makes_patches_uncorrelated_with_unit_variance():
     )
 
 
+def test_no_filter_of_grey_images_answers_with_rounding_errors():
+    grey = correlated_images()[:, :1].expand(-1, 3, -1, -1)
+    filters = whitening_filters(grey)
+    responses = torch.nn.functional.conv2d(grey, filters).square().mean((0, 2, 3))
+    torch.testing.assert_close(responses, torch.ones(24), atol=0.2, rtol=0)
+    assert len({tuple(f.flatten().tolist()) for f in filters}) == 8  # four directions of a 2x2 patch, both signs
+    black = whitening_filters(torch.zeros(2, 3, 4, 4))
+    assert black.isfinite().all() and len(black) == 24
+
+
 def test_the_filters_are_those_of_a_plain_computation():
     """The second moments by loops over images and places; eigenvectors compared up to their sign."""
     images = correlated_images(6, 5)

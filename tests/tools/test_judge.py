@@ -62,10 +62,29 @@ def test_a_judge_is_trained_once_and_found_again(monkeypatch, tmp_path):
     assert len(list((tmp_path / "judges").iterdir())) == 1
 
 
+@pytest.mark.parametrize(
+    ("n_images", "batch_size"), [(50_000, None), (49_999, 999), (6_000, 120), (100, 32)], ids=str
+)
+def test_small_data_gets_small_batches_and_rates_that_suit_them(monkeypatch, tmp_path, n_images, batch_size):
+    """The rates of the speed run are for 2000 images an update; on digits they ended at chance."""
+    monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path))
+    commands = []
+
+    def run(command, **kwargs):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(judge.subprocess, "run", run)
+    train_judge("uoft-cs/cifar10", "", 10, n_images, in_colour=True, fingerprint=[b"x"])
+    (command,) = commands
+    given = {flag: command[command.index(flag) + 1] for flag in ("--batch_size", "--optimizer") if flag in command}
+    assert given == ({} if batch_size is None else {"--batch_size": str(batch_size), "--optimizer": "adamw"})
+
+
 def test_a_training_that_fails_is_one_clear_error(monkeypatch, tmp_path):
     monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path))
     with pytest.raises(UsageError, match=r"nowhere.*--judge"):
-        train_judge("uoft-cs/cifar10", str(tmp_path / "nowhere"), 1, 500, in_colour=True, fingerprint=[b"x"])
+        train_judge("uoft-cs/cifar10", str(tmp_path / "nowhere"), 10, 50_000, in_colour=True, fingerprint=[b"x"])
 
 
 def test_hits_are_counted_against_the_label_that_was_asked_for(fresh_accelerate):
