@@ -73,9 +73,7 @@ class Config:
     gradient_accumulation_steps: int = 1  # micro-batches of a process in an update
     # --- model
     latent_dim: int = 32  # units of the global latent
-    spatial_latents: tuple[
-        tuple[int, int], ...
-    ] = ()  # further latents: (side of their map, channels), coarse first
+    spatial_latents: tuple[tuple[int, int], ...] = ()  # further ones: (side of their map, channels), coarse first
     width: int = 32  # channels of the finest maps; twice and four times as many at half and a quarter of the side
     n_blocks: int = 1  # residual blocks at each side
     patch_size: int = 1  # pixels along the side of a patch, folded into channels
@@ -125,7 +123,9 @@ RECIPES: dict[str, tuple[str, Config]] = {
             classifier_weight=20, iw_samples=10, judge_epochs=4,
         ),
     ),
-    "mnist": ("MNIST, dynamically binarised", Config(recipe="mnist", patch_size=2, lr=3e-3)),
+    "mnist": ("MNIST, dynamically binarised",
+              Config(recipe="mnist", patch_size=2, spatial_latents=((14, 1),), classifier_weight=3, epochs=12,
+                     lr=3e-3)),
     "cifar10": (
         "CIFAR-10 by a mixture of discretised logistics",
         Config(
