@@ -17,7 +17,8 @@ from tyro.conf import Positional
 from tools.plot_runs import named_paths
 from training.errors import UsageError
 
-NOT_COMPARED = {"output_dir", "resume", "tracker", "log_every", "checkpointing_steps", "checkpoints_total_limit"}
+NOT_COMPARED = {"output_dir", "resume", "tracker", "log_every", "evaluate_every", "checkpointing_steps",
+                "checkpoints_total_limit"}  # fmt: skip
 
 
 def compare(runs: dict[str, Path], values: tuple[str, ...]) -> list[dict]:
