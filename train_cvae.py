@@ -124,7 +124,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
         ),
     ),
     "mnist": ("MNIST, dynamically binarised",
-              Config(recipe="mnist", patch_size=2, spatial_latents=((14, 1),), classifier_weight=3, epochs=12,
+              Config(recipe="mnist", patch_size=2, spatial_latents=((14, 1),), classifier_weight=3, epochs=10,
                      lr=3e-3)),
     "cifar10": (
         "CIFAR-10 by a mixture of discretised logistics",
