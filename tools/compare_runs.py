@@ -3,7 +3,7 @@
     python -m tools.compare_runs "plain=runs/plain" "label dropout=runs/dropout" \\
         --values test/elbo test/wrong_label_hits --output results/cvae-levers.json
 
-The table is Markdown. The file holds the same with every run's command, commit and time, and is what remains of an
+The table is Markdown. The file holds the same with every run's command and commit, and is what remains of an
 ablation when the runs' folders are gone. `tools.plot_runs` draws the curves.
 """
 

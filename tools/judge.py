@@ -79,22 +79,9 @@ def train_judge(
     """
     flags = ["speedrun", "--dataset", dataset, "--epochs", str(epochs), "--tracker", "none"]
     if n_images * epochs < 250 * 2000:  # too few for the speed run's updates; its rates suit no smaller batch
-        flags += [
-            "--batch_size",
-            str(max(32, n_images * epochs // 500)),
-            "--optimizer",
-            "adamw",
-            "--lr",
-            "0.003",
-            "--weight_decay",
-            "0.01",
-            "--bias_lr_factor",
-            "1",
-            "--head_lr_factor",
-            "1",
-            "--pct_start",
-            "0.2",
-        ]
+        flags += ["--batch_size", str(max(32, n_images * epochs // 500)), "--optimizer", "adamw", "--lr", "0.003",
+                  "--weight_decay", "0.01", "--bias_lr_factor", "1", "--head_lr_factor", "1",
+                  "--pct_start", "0.2"]  # fmt: skip
     if not in_colour:  # digits: they would mean something else in the mirror, and half the width is enough
         flags += ["--flip", "none", "--views", "one", "--speednet_widths", "32", "128", "128"]
     run = cache_dir() / "judges" / content_key({"flags": flags}, fingerprint)

@@ -76,7 +76,7 @@ def main(
     run: Positional[str],
     files: Positional[tuple[str, ...]],
     output_dir: Annotated[str, tyro.conf.arg(help="where the masks and overlays go")] = "segmented",
-    views: Annotated[PixelViews, tyro.conf.arg(help="views of a picture that are averaged")] = "scales",
+    views: Annotated[PixelViews | None, tyro.conf.arg(help="views that are averaged; without: the run's")] = None,
 ) -> None:
     """Write NAME_mask.png (0 background, 255 pet, 128 border) and NAME_overlay.png for each picture.
 
@@ -89,6 +89,7 @@ def main(
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UsageError(f"two of the files are called {twice}, and so would their masks: segment them apart")
         segmenter = Segmenter(run)
+        views = views or segmenter.config.views
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         grey_levels = np.array([0, 255, 128], np.uint8)  # of background, pet and border

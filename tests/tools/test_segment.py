@@ -62,6 +62,17 @@ def test_over_views_it_repeats_the_test_dice_over_views(run):
     assert summary["test/dice_views"] != summary["test/dice"]
 
 
+def test_without_a_word_on_views_they_are_the_run_s(run, tmp_path):
+    _, test = textured_shapes()
+    paths = save(test.images[:4], tmp_path)
+    main(str(run), tuple(map(str, paths)), str(tmp_path / "out"))
+    segmenter = Segmenter(run)
+    for path, (_, mask) in zip(paths, segmenter(paths, segmenter.config.views), strict=True):
+        with Image.open(tmp_path / "out" / f"{path.stem}_mask.png") as written:
+            assert torch.equal(torch.tensor(np.asarray(written)) > 0, mask > 0)
+    assert segmenter.config.views == "scales"
+
+
 def test_masks_and_overlays_have_the_size_of_their_picture(run, tmp_path):
     _, test = textured_shapes()
     picture = Image.fromarray(test.images[0].permute(1, 2, 0).numpy())
