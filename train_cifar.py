@@ -87,6 +87,7 @@ class Config:
     label_smoothing: float = 0.0  # share of the target spread evenly over the classes
     max_grad_norm: float = 0.0  # gradients are clipped to this norm; 0: not at all
     ema_decay: float = 0.0  # moving average of the weights, which is what is evaluated; 0: none
+    ema_narrows: bool = False  # its window is never longer than the updates left: it ends at the last weights
     seed: int = 0  # of the initial weights, the order of the images and their augmentation
     # --- evaluation
     evaluate_every: int = 1  # epochs between evaluations on the test split; 0: only at the end
@@ -119,13 +120,14 @@ RECIPES: dict[str, tuple[str, Config]] = {
         Config(
             recipe="resnet", optimizer="muon", lr=0.1, pct_start=0.1, anneal="linear", bias_lr_factor=4,
             head_lr_factor=4, flip="alternating", cutout=12, label_smoothing=0.1, ema_decay=0.995,
+            ema_narrows=True,
         ),
     ),
     "ultimus": (
         "Ultimus of 26 k parameters, 24 epochs",
         Config(
             recipe="ultimus", model="ultimus", optimizer="adamw", lr=0.01, weight_decay=0.0, crop_padding=0,
-            batch_size=50, max_grad_norm=1.0, ema_decay=0.998, log_every=100,
+            batch_size=50, max_grad_norm=1.0, ema_decay=0.998, evaluate_every=3, log_every=100,
         ),
     ),
     "speedrun": (
@@ -378,7 +380,8 @@ def main(config: Config) -> None:
                 state["step"] += 1
                 window.add(sums, len(ids))
                 if ema:
-                    ema.update(accelerator.unwrap_model(model))
+                    left = total_steps - state["step"] if config.ema_narrows else None
+                    ema.update(accelerator.unwrap_model(model), left)
                 profile.step()
                 bar.update()
 

@@ -89,6 +89,16 @@ def test_eval_only_gives_the_same_score_and_trains_nothing(train, tmp_path):
     assert not (tmp_path / "evaluated" / "checkpoints").exists()
 
 
+def test_an_average_that_narrows_ends_at_the_last_weights(train, tmp_path):
+    run, flags = tmp_path / "run", ("--ema_decay", "0.9", "--evaluate_every", "1")
+    assert train(run, *flags, "--ema_narrows") == 0
+    assert train(tmp_path / "wide", *flags) == 0
+    assert train(tmp_path / "last", "--ema_decay", "0", "--eval_only", "--resume", run) == 0
+    losses = [summary(tmp_path / name)["test/loss"] for name in ("run", "wide", "last")]
+    assert losses[0] == pytest.approx(losses[2], rel=1e-6)
+    assert losses[1] != pytest.approx(losses[2], rel=1e-4)
+
+
 @pytest.mark.slow
 def test_the_demo_as_the_readme_launches_it_learns_the_shapes(tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml",

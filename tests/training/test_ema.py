@@ -38,6 +38,20 @@ def test_a_loaded_average_goes_on_as_the_saved_one():
     assert torch.equal(ema.module.weight, other.module.weight)
 
 
+def test_a_window_within_the_updates_left_ends_at_the_last_weights():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    ema, wide = EMA(model, 0.75), EMA(model, 0.75)
+    for left in reversed(range(40)):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3))
+        ema.update(model, left)
+        wide.update(model)
+        # a window of 1 / (1 - 0.75) = 4 updates, this and the next three
+        assert torch.equal(ema.module.weight, wide.module.weight) == (left >= 3)
+    assert torch.equal(ema.module.weight, model.weight)
+
+
 def test_running_statistics_are_averaged_and_counts_copied():
     torch.manual_seed(0)
     norm = torch.nn.BatchNorm2d(3)
