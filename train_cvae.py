@@ -80,6 +80,7 @@ class Config:
     label_dim: int = 32  # size of the label's embedding
     conditioning: Literal["film", "concat"] = "film"  # the label scales and shifts the norms, or is appended
     encoder_sees_label: bool = False  # the global latent is inferred under the label too
+    narrow_posteriors: bool = False  # spatial latents tell of the image from the start; needs --kl_warmup
     label_dropout: float = 0.0  # share of the labels that are withheld in training
     # --- objective
     kl_weight: float = 1.0  # of the KL in the objective; the reported bounds always have 1
@@ -87,6 +88,8 @@ class Config:
     free_bits: float = 0.0  # nats of each level of latents, in an image, that cost nothing
     probe_weight: float = 0.0  # of a probe that reads the label from the latent, against which the encoder learns
     classifier_weight: float = 0.0  # of a classifier that is to see the label in pictures under a wrong one
+    classifier_noise: float = 0.0  # up to this standard deviation of the range of pixels, on all that it is shown
+    picture_temperature: float = 1.0  # of spatial latents in pictures for a label; 0: at the means of their priors
     # --- optimization
     epochs: int = 40  # passes over the training images
     max_train_steps: int = 0  # updates in all, instead of epochs; 0: by epochs
@@ -153,10 +156,12 @@ def build_model(config: Config, n_classes: int) -> Objective:
             latent_dim=config.latent_dim, spatial_latents=config.spatial_latents, width=config.width,
             n_blocks=config.n_blocks, patch_size=config.patch_size, label_dim=config.label_dim,
             conditioning=config.conditioning, encoder_sees_label=config.encoder_sees_label,
+            narrow_posteriors=config.narrow_posteriors,
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Objective(cvae, likelihood, config.probe_weight, config.classifier_weight)
+    return Objective(cvae, likelihood, config.probe_weight, config.classifier_weight, config.classifier_noise,
+                     config.picture_temperature)  # fmt: skip
 
 
 def load_splits(config: Config) -> ImageSplits:
@@ -195,7 +200,7 @@ def train_update(
     targets = plain.likelihood.targets(batch, generator)
     uniforms = torch.rand(len(ids), generator=generator, device=ids.device)
     given = drop_labels(labels[ids], uniforms, config.label_dropout, plain.cvae.no_label)
-    noise = torch.randn(len(ids), plain.cvae.n_noise, generator=generator, device=ids.device)
+    noise = torch.randn(len(ids), plain.n_noise, generator=generator, device=ids.device)
     n_parts, n_values = accelerator.num_processes * config.gradient_accumulation_steps, batch[0].numel()
     sums = torch.zeros(3, device=accelerator.device)
     whole_update = (targets, labels[ids], given, noise)

@@ -22,6 +22,8 @@ from models.elbo import kl_to_standard_normal
 GROUP_CHANNELS = 16  # of a group norm; with fewer, torch's bf16 kernel for CPUs does not vectorise
 COARSEST_SIDE = 7  # maps are halved down to this side or less
 LOG_VARIANCE_BOUND = 10.0
+SHRINKING = 0.1  # of the weights that end a branch, at the start
+NARROW_LOG_VARIANCE = -3.0  # of posteriors that begin narrow, relative to the prior
 
 
 class Posterior(NamedTuple):
@@ -55,8 +57,10 @@ class CVAE(nn.Module):
     The one-hot label goes through an embedding. "concat" appends it to the encoder's image, as constant maps, and
     to the vectors around the latent. "film" makes it the scale and the shift of every norm (Perez et al. 2017,
     arXiv 1709.07871). An encoder that does not see the label is blind in both; the posteriors of spatial latents
-    meet it nevertheless, in the decoder's state. The label `no_label` = n_classes has an embedding of its own,
-    which means something once trained with `drop_labels`.
+    meet it nevertheless, in the decoder's state. Posteriors begin near their priors, where a latent is hardly worth
+    its noise and may never come to be used; with `narrow_posteriors` those of the spatial latents tell of the
+    image from the first update, at a KL that wants a warm-up. The label `no_label` = n_classes has an embedding of
+    its own, which means something once trained with `drop_labels`.
 
     `level_sizes` are the units of the L latents, the global one first, and `n_noise` their sum: the standard
     normals that an image takes, in that order.
@@ -79,6 +83,7 @@ class CVAE(nn.Module):
         label_dim: int = 32,
         conditioning: Literal["concat", "film"] = "film",
         encoder_sees_label: bool = True,
+        narrow_posteriors: bool = False,
     ):
         super().__init__()
         counts = {"n_classes": n_classes, "channels": channels, "n_outputs": n_outputs, "latent_dim": latent_dim,
@@ -104,7 +109,7 @@ class CVAE(nn.Module):
             raise ValueError(f"spatial latents {spatial_latents} are not in order from coarse to fine")
 
         self.n_classes = self.no_label = n_classes
-        self.channels = channels
+        self.channels, self.image_size = channels, image_size
         self.latent_dim = latent_dim
         self.embedding = nn.Linear(n_classes + 1, label_dim, bias=False)
         nn.init.normal_(self.embedding.weight)
@@ -119,6 +124,9 @@ class CVAE(nn.Module):
             latent_dim, image_size, patch_size, sides, widths, n_blocks, n_outputs, spatial_latents, film_dim,
             concat_dim,
         )  # fmt: skip
+        if narrow_posteriors:
+            for latent in self.decoder.spatial_latents():
+                latent.narrow_posterior()
         self.level_sizes = (latent_dim, *self.decoder.noise_sizes)
         self.n_levels, self.n_noise = len(self.level_sizes), sum(self.level_sizes)
 
@@ -308,6 +316,10 @@ class Decoder(nn.Module):
         x = self.head(F.silu(self.norm(x, embedding)))
         return x[:, :, : self.image_size, : self.image_size], kls, log_ratios
 
+    def spatial_latents(self) -> list["SpatialLatent"]:
+        """Coarse to fine."""
+        return [layer for layer in self.layers if isinstance(layer, SpatialLatent)]
+
 
 class SpatialLatent(nn.Module):
     """A map of latents that is drawn given the decoder's state, and added to it.
@@ -325,6 +337,13 @@ class SpatialLatent(nn.Module):
             nn.Conv2d(2 * width, width, 3, padding=1), nn.SiLU(), _shrunk(nn.Conv2d(width, 2 * channels, 1))
         )
         self.projection = nn.Conv2d(channels, width, 1)
+
+    @torch.no_grad()
+    def narrow_posterior(self) -> None:
+        """Begin with a posterior that is narrow, and whose mean follows the image as much as a fresh layer does."""
+        head = self.posterior[-1]
+        head.weight.div_(SHRINKING)
+        head.bias[len(head.bias) // 2 :] = NARROW_LOG_VARIANCE
 
     def forward(
         self, state: Tensor, embedding: Tensor, noise: Tensor, encoder_map: Tensor | None
@@ -400,7 +419,7 @@ def _shrunk(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     Not at zero, which would hold up the gradients of the whole branch.
     """
     with torch.no_grad():
-        layer.weight.mul_(0.1)
+        layer.weight.mul_(SHRINKING)
         layer.bias.zero_()
     return layer
 

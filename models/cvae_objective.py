@@ -20,15 +20,31 @@ class Objective(nn.Module):
 
     With `classifier_weight` > 0 a classifier learns the labels of the real images, and the decoder learns that it
     sees the label given in what becomes of them under a wrong one (as Hu et al. 2017, arXiv 1703.00955, have it
-    for text). The bound on the likelihood does not count it.
+    for text). The bound on the likelihood does not count it. A classifier of photographs is fooled by patterns
+    that no other one takes for a label. With `classifier_noise` > 0 it sees all pictures under normal noise, of up
+    to that standard deviation in the range of pixels, and asks for shapes (Kaur et al. 2019, arXiv 1910.08640).
+
+    `picture_temperature` scales the noise of spatial latents in pictures that are made for a label, here and in
+    models/cvae_pictures.py: at 0 they are drawn at the means of their priors.
+
+    `n_noise` are the standard normals that an image takes: those of the network and then those of the classifier.
     """
 
     def __init__(
-        self, cvae: CVAE, likelihood: Likelihood, probe_weight: float = 0.0, classifier_weight: float = 0.0
+        self,
+        cvae: CVAE,
+        likelihood: Likelihood,
+        probe_weight: float = 0.0,
+        classifier_weight: float = 0.0,
+        classifier_noise: float = 0.0,
+        picture_temperature: float = 1.0,
     ):
         super().__init__()
         self.cvae, self.likelihood = cvae, likelihood
         self.probe_weight, self.classifier_weight = probe_weight, classifier_weight
+        self.classifier_noise, self.picture_temperature = classifier_noise, picture_temperature
+        hazy = classifier_weight > 0 and classifier_noise > 0
+        self.n_noise = cvae.n_noise + (1 + cvae.channels * cvae.image_size**2) * hazy
         if probe_weight > 0:
             self.probe = nn.Sequential(nn.Linear(cvae.latent_dim, 256), nn.SiLU(), nn.Linear(256, cvae.n_classes))
         if classifier_weight > 0:
@@ -42,6 +58,7 @@ class Objective(nn.Module):
         Targets are (B, C, S, S), labels (B,), noise (B, n_noise). The network is given `decoder_labels`, some of
         which may be `no_label`; probe and classifier are after `labels`.
         """
+        noise, of_classifier = noise.split([self.cvae.n_noise, self.n_noise - self.cvae.n_noise], 1)
         output = self.cvae(scaled(targets), decoder_labels, noise)
         log_prob = self.likelihood.log_prob(output.parameters, targets)
         label_loss = torch.zeros_like(log_prob)
@@ -50,21 +67,30 @@ class Objective(nn.Module):
             latent = (1 + self.probe_weight) * output.latent.detach() - self.probe_weight * output.latent
             label_loss = label_loss + F.cross_entropy(self.probe(latent).float(), labels, reduction="none")
         if self.classifier_weight > 0:
-            label_loss = label_loss + self._classifier_loss(targets, labels, output.latent.detach(), noise)
+            latent = output.latent.detach()
+            label_loss = label_loss + self._classifier_loss(targets, labels, latent, noise, of_classifier)
         return log_prob, output, label_loss
 
-    def _classifier_loss(self, targets: Tensor, labels: Tensor, latent: Tensor, noise: Tensor) -> Tensor:
+    def _classifier_loss(
+        self, targets: Tensor, labels: Tensor, latent: Tensor, noise: Tensor, of_classifier: Tensor
+    ) -> Tensor:
         """(B,): the classifier's loss on the images, and the decoder's on the same latents under wrong labels.
 
-        Which of the others is an image's wrong label, a number of its noise decides.
+        Which of the others is an image's wrong label, a number of its noise decides. Of the classifier's noise
+        (B, 0 or 1 + C S S) the first says how strong the rest is: from 0 to `classifier_noise`, evenly.
         """
-        seen = F.cross_entropy(self.classifier(scaled(targets)).float(), labels, reduction="none")
+        images, haze = scaled(targets), 0.0
+        if of_classifier.shape[1]:
+            strength = 2 * self.classifier_noise * torch.special.ndtr(of_classifier[:, :1])  # 2: from -1 to 1
+            haze = (strength * of_classifier[:, 1:]).view_as(images)
+        seen = F.cross_entropy(self.classifier(images + haze).float(), labels, reduction="none")
         others = self.cvae.n_classes - 1
         steps = 1 + (torch.special.ndtr(noise[:, 0]) * others).long().clamp(0, others - 1)
         given = (labels + steps) % self.cvae.n_classes
-        pictures = self.likelihood.mean(self.cvae.decode(latent, given, noise[:, self.cvae.latent_dim :]))
+        spatial_noise = noise[:, self.cvae.latent_dim :]
+        pictures = self.likelihood.mean(self.cvae.decode(latent, given, spatial_noise, self.picture_temperature))
         fixed = {name: p.detach() for name, p in self.classifier.named_parameters()}
-        logits = functional_call(self.classifier, fixed, (2 * pictures - 1,))
+        logits = functional_call(self.classifier, fixed, (2 * pictures - 1 + haze,))
         return seen + self.classifier_weight * F.cross_entropy(logits.float(), given, reduction="none")
 
     @torch.no_grad()

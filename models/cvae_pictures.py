@@ -22,9 +22,10 @@ def relabelled(
 ) -> Tensor:
     """What the images of `targets` (N, C, S, S) with `labels` (N,) become under the labels `given`: (N, C, S, S).
 
-    The global latent is drawn from the image's posterior; spatial ones from the prior under the label given.
+    The global latent is drawn from the image's posterior; spatial ones from the prior under the label given, at the
+    model's `picture_temperature`.
     """
-    noise = torch.randn(len(targets), model.cvae.n_noise, generator=generator, device=targets.device)
+    noise = _tempered_noise(model, len(targets), generator)
     return model.likelihood.mean(model.cvae.reconstruct(scaled(targets), labels, given, noise, kept_levels=1))
 
 
@@ -37,8 +38,11 @@ def reconstructed(model: Objective, targets: Tensor, labels: Tensor, generator: 
 
 @torch.no_grad()
 def drawn(model: Objective, labels: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
-    """New pictures (N, C, S, S) of `labels` (N,) from the prior; a lower `temperature` is nearer to its mean."""
-    noise = torch.randn(len(labels), model.cvae.n_noise, generator=generator, device=labels.device)
+    """New pictures (N, C, S, S) of `labels` (N,) from the prior; a lower `temperature` is nearer to its mean.
+
+    It scales the noise of all latents, that of spatial ones on top of the model's `picture_temperature`.
+    """
+    noise = _tempered_noise(model, len(labels), generator)
     return model.likelihood.mean(model.cvae.sample(labels, noise, temperature))
 
 
@@ -58,3 +62,10 @@ def interpolated(
         for t in torch.linspace(0, 1, n_steps).tolist()
     ]
     return torch.stack(steps, 1)
+
+
+def _tempered_noise(model: Objective, n: int, generator: torch.Generator) -> Tensor:
+    """Noise (n, n_noise) for the network, that of the spatial latents scaled by `picture_temperature`."""
+    noise = torch.randn(n, model.cvae.n_noise, generator=generator, device=generator.device)
+    noise[:, model.cvae.latent_dim :] *= model.picture_temperature
+    return noise

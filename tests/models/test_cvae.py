@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -189,6 +190,27 @@ def test_kl_and_log_ratio_are_those_of_torchs_distributions(spatial_latents):
 
 
 @torch.no_grad()
+def keep_output(kept, module, args, output):
+    kept.append(output)
+
+
+def test_narrow_posteriors_tell_of_the_image_from_the_start_and_wide_ones_hardly():
+    shares = []  # of the spatial latents' spread that the image explains, and their KL
+    for narrow in (False, True):
+        model = build(stirred=False, spatial_latents=SPATIAL, narrow_posteriors=narrow)
+        images, labels, noise = inputs(model, 64)
+        outputs: list[torch.Tensor] = []
+        for layer in model.decoder.spatial_latents():
+            layer.posterior.register_forward_hook(partial(keep_output, outputs))
+        kl = model(images, labels, noise).kl
+        means, variances = zip(*(output.chunk(2, 1) for output in outputs), strict=True)
+        signal = torch.stack([mean.var(0).mean() for mean in means])
+        shares.append((signal / (signal + torch.stack([v.exp().mean() for v in variances])), kl.mean(0)))
+    (wide_share, wide_kl), (narrow_share, narrow_kl) = shares
+    assert (wide_share < 0.01).all() and (narrow_share > 30 * wide_share).all()
+    assert (narrow_kl[1:] > 100 * wide_kl[1:]).all() and narrow_kl[0] == wide_kl[0]
+
+
 def test_kl_is_the_mean_log_ratio():
     """Monte Carlo over whole hierarchies, where the KL of a level depends on what was drawn above it."""
     n = 4000

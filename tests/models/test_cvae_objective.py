@@ -9,10 +9,10 @@ from models.likelihoods import Bernoulli, LogisticMixture
 LABELS = torch.tensor([0, 1, 2, 1])
 
 
-def make(probe_weight: float = 0.0, spatial_latents=(), classifier_weight: float = 0.0) -> Objective:
+def make(probe_weight: float = 0.0, spatial_latents=(), classifier_weight: float = 0.0, **options) -> Objective:
     torch.manual_seed(0)
     cvae = CVAE(3, 1, 8, 1, latent_dim=4, width=16, spatial_latents=spatial_latents, encoder_sees_label=False)
-    return Objective(cvae, Bernoulli(), probe_weight, classifier_weight)
+    return Objective(cvae, Bernoulli(), probe_weight, classifier_weight, **options)
 
 
 def test_the_terms_are_those_of_the_network_and_the_likelihood():
@@ -60,12 +60,45 @@ def test_the_classifier_learns_from_real_images_and_the_decoder_from_it_under_wr
     assert ours[2] is None  # the encoder does not learn from it
 
 
+def test_the_classifier_sees_images_and_pictures_under_the_same_noise_of_even_strengths():
+    model = make(classifier_weight=1.0, classifier_noise=0.3)
+    n_images = 600
+    assert model.n_noise == model.cvae.n_noise + 1 + 64
+    targets, labels = torch.rand(n_images, 1, 8, 8).round(), torch.arange(n_images) % 3
+    noise = torch.randn(n_images, model.n_noise)
+    shown = []
+    model.classifier.register_forward_pre_hook(lambda module, args: shown.append(args[0]))
+    with torch.no_grad():
+        model(targets, labels, labels, noise)
+        haze = shown[0] - (2 * targets - 1)
+        pictures = shown[1] - haze
+        model.classifier_noise = 0.0
+        model(targets, labels, labels, torch.cat([noise[:, : model.cvae.n_noise], torch.zeros(n_images, 65)], 1))
+    torch.testing.assert_close(pictures, shown[3], atol=1e-5, rtol=0)
+    assert torch.equal(shown[2], 2 * targets - 1)
+    strengths = haze.flatten(1).std(1) / 2  # of the range of pixels, here from -1 to 1
+    assert strengths.max() < 0.3 * 1.3 and abs(strengths.mean() - 0.15) < 0.02 and strengths.min() < 0.01
+    assert abs(torch.corrcoef(torch.stack([haze[:, 0, 0, 0], haze[:, 0, 4, 4]]))[0, 1]) < 0.15
+
+
+def test_the_pictures_that_the_classifier_sees_are_of_the_picture_temperature():
+    model = make(spatial_latents=((4, 2),), classifier_weight=1.0, picture_temperature=0.0)
+    shown = []
+    model.classifier.register_forward_pre_hook(lambda module, args: shown.append(args[0]))
+    noise = torch.randn(4, model.n_noise)
+    with torch.no_grad():
+        _, output, _ = model(torch.rand(4, 1, 8, 8).round(), LABELS, LABELS, noise)
+        given = (LABELS + torch.where(noise[:, 0] < 0, 1, 2)) % 3
+        expected = model.cvae.decode(output.latent, given, torch.zeros(4, 32)).sigmoid()
+    torch.testing.assert_close(shown[1], 2 * expected - 1)
+
+
 def test_every_wrong_label_is_asked_for_and_never_the_right_one():
     model = make(classifier_weight=1.0)
     seen = set()
     genuine = model.cvae.decode
-    model.cvae.decode = lambda latent, given, noise: (
-        seen.update(zip(labels.tolist(), given.tolist(), strict=True)) or (genuine(latent, given, noise))
+    model.cvae.decode = lambda latent, given, *noise: (
+        seen.update(zip(labels.tolist(), given.tolist(), strict=True)) or (genuine(latent, given, *noise))
     )
     labels = torch.arange(600) % 3
     noise = torch.randn(600, model.cvae.n_noise)

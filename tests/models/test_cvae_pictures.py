@@ -42,6 +42,20 @@ def test_pictures_are_what_the_network_makes_of_the_same_noise():
     assert not torch.allclose(under_others, under_own, atol=1e-3)
 
 
+def test_the_picture_temperature_scales_spatial_latents_alone():
+    model, targets = make()
+    model.picture_temperature = 0.5
+    noise = torch.randn(4, model.cvae.n_noise, generator=generator())
+    given, scales = (LABELS + 1) % 3, torch.tensor([1.0] * 4 + [0.5] * (model.cvae.n_noise - 4))
+    with torch.no_grad():
+        under_others = model.cvae.reconstruct(scaled(targets), LABELS, given, scales * noise, 1).sigmoid()
+        new = model.cvae.sample(LABELS, scales * noise).sigmoid()
+        under_own = model.cvae(scaled(targets), LABELS, noise).parameters.sigmoid()
+    torch.testing.assert_close(relabelled(model, targets, LABELS, given, generator()), under_others)
+    torch.testing.assert_close(drawn(model, LABELS, generator()), new)
+    torch.testing.assert_close(reconstructed(model, targets, LABELS, generator()), under_own)  # none from a prior
+
+
 def test_an_interpolation_begins_and_ends_at_the_two_latents():
     model, targets = make()
     pictures = interpolated(model, targets[:2], LABELS[:2], targets[2:], LABELS[2:], n_steps=5)

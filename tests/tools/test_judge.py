@@ -92,7 +92,7 @@ def test_hits_are_counted_against_the_label_that_was_asked_for(fresh_accelerate)
     from accelerate import Accelerator
 
     class Drawing(torch.nn.Module):
-        n_classes, n_noise = 10, 1
+        n_classes, n_noise, latent_dim = 10, 1, 1
 
         def reconstruct(self, images, labels, decoder_labels, noise, kept_levels):
             return levels(decoder_labels.where(decoder_labels != 3, 0))  # never a 3
@@ -105,7 +105,7 @@ def test_hits_are_counted_against_the_label_that_was_asked_for(fresh_accelerate)
             return parameters
 
     class Model(torch.nn.Module):
-        cvae, likelihood = Drawing(), Grey()
+        cvae, likelihood, picture_temperature = Drawing(), Grey(), 1.0
 
     def levels(labels):
         return (labels / 10)[:, None, None, None].expand(-1, 1, 4, 4)
