@@ -89,6 +89,7 @@ class Config:
     probe_weight: float = 0.0  # of a probe that reads the label from the latent, against which the encoder learns
     classifier_weight: float = 0.0  # of a classifier that is to see the label in pictures under a wrong one
     classifier_noise: float = 0.0  # up to this standard deviation of the range of pixels, on all that it is shown
+    classifier_pooling: int = 1  # pixels along the side of the squares that it sees averaged
     picture_temperature: float = 1.0  # of spatial latents in pictures for a label; 0: at the means of their priors
     # --- optimization
     epochs: int = 40  # passes over the training images
@@ -133,8 +134,10 @@ RECIPES: dict[str, tuple[str, Config]] = {
         "CIFAR-10 by a mixture of discretised logistics",
         Config(
             recipe="cifar10", dataset="uoft-cs/cifar10", image_size=32, channels=3, flip=True,
-            likelihood="logistic_mixture", latent_dim=128, spatial_latents=((8, 8), (16, 4)), width=64,
-            patch_size=2, judge_epochs=10,
+            likelihood="logistic_mixture", n_mixtures=3, batch_size=32, latent_dim=128, patch_size=2,
+            spatial_latents=((8, 8), (16, 16)), width=48, narrow_posteriors=True, kl_warmup=0.8,
+            classifier_weight=100, classifier_noise=0.4, classifier_pooling=2, picture_temperature=0, epochs=9, evaluate_every=3,
+            judge_epochs=10, log_every=500,
         ),
     ),
 }  # fmt: skip
@@ -160,8 +163,10 @@ def build_model(config: Config, n_classes: int) -> Objective:
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Objective(cvae, likelihood, config.probe_weight, config.classifier_weight, config.classifier_noise,
-                     config.picture_temperature)  # fmt: skip
+    return Objective(
+        cvae, likelihood, config.probe_weight, config.classifier_weight, config.classifier_noise,
+        config.classifier_pooling, config.picture_temperature,
+    )  # fmt: skip
 
 
 def load_splits(config: Config) -> ImageSplits:

@@ -22,7 +22,8 @@ class Objective(nn.Module):
     sees the label given in what becomes of them under a wrong one (as Hu et al. 2017, arXiv 1703.00955, have it
     for text). The bound on the likelihood does not count it. A classifier of photographs is fooled by patterns
     that no other one takes for a label. With `classifier_noise` > 0 it sees all pictures under normal noise, of up
-    to that standard deviation in the range of pixels, and asks for shapes (Kaur et al. 2019, arXiv 1910.08640).
+    to that standard deviation in the range of pixels, and asks for shapes (Kaur et al. 2019, arXiv 1910.08640);
+    with `classifier_pooling` > 1 it sees squares of so many pixels averaged, and no finer pattern moves it.
 
     `picture_temperature` scales the noise of spatial latents in pictures that are made for a label, here and in
     models/cvae_pictures.py: at 0 they are drawn at the means of their priors.
@@ -37,6 +38,7 @@ class Objective(nn.Module):
         probe_weight: float = 0.0,
         classifier_weight: float = 0.0,
         classifier_noise: float = 0.0,
+        classifier_pooling: int = 1,
         picture_temperature: float = 1.0,
     ):
         super().__init__()
@@ -48,7 +50,7 @@ class Objective(nn.Module):
         if probe_weight > 0:
             self.probe = nn.Sequential(nn.Linear(cvae.latent_dim, 256), nn.SiLU(), nn.Linear(256, cvae.n_classes))
         if classifier_weight > 0:
-            self.classifier = LabelClassifier(cvae.channels, cvae.n_classes)
+            self.classifier = LabelClassifier(cvae.channels, cvae.n_classes, classifier_pooling)
 
     def forward(
         self, targets: Tensor, labels: Tensor, decoder_labels: Tensor, noise: Tensor

@@ -9,12 +9,12 @@ GROUP_CHANNELS = 16  # of a group norm: an image never depends on its batch
 class LabelClassifier(nn.Module):
     """Pictures (B, C, S, S), floats from -1 to 1, S >= 8 -> logits (B, K).
 
-    Grey pictures (C = 1) get half the channels of coloured ones.
+    Grey pictures (C = 1) get half the channels of coloured ones. Squares of `pooling` pixels are averaged first.
     """
 
-    def __init__(self, channels: int, n_classes: int):
+    def __init__(self, channels: int, n_classes: int, pooling: int = 1):
         super().__init__()
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [nn.AvgPool2d(pooling)] if pooling > 1 else []
         first = 32 if channels == 1 else 64
         for width in (first, 2 * first, 4 * first):  # at a half, a quarter and an eighth of the side
             for stride in (2, 1):
