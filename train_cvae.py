@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tyro.conf import Suppress
 
 from data.drawn_digits import drawn_digits
-from data.epoch_order import plan_epoch
+from data.epoch_order import plan_seeded_epoch
 from data.errors import DataError
 from data.labelled_images import ImageSplits, load_image_splits
 from data.seeding import seeded_generator
@@ -136,8 +136,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
             recipe="cifar10", dataset="uoft-cs/cifar10", image_size=32, channels=3, flip=True,
             likelihood="logistic_mixture", n_mixtures=3, batch_size=32, latent_dim=128, patch_size=2,
             spatial_latents=((8, 8), (16, 16)), width=48, narrow_posteriors=True, kl_warmup=0.8,
-            classifier_weight=100, classifier_noise=0.4, classifier_pooling=2, picture_temperature=0, epochs=9, evaluate_every=3,
-            judge_epochs=10, log_every=500,
+            classifier_weight=100, classifier_noise=0.4, classifier_pooling=2, picture_temperature=0,
+            epochs=9, evaluate_every=3, log_every=500, judge_epochs=10,
         ),
     ),
 }  # fmt: skip
@@ -161,12 +161,12 @@ def build_model(config: Config, n_classes: int) -> Objective:
             conditioning=config.conditioning, encoder_sees_label=config.encoder_sees_label,
             narrow_posteriors=config.narrow_posteriors,
         )  # fmt: skip
+        return Objective(
+            cvae, likelihood, config.probe_weight, config.classifier_weight, config.classifier_noise,
+            config.classifier_pooling, config.picture_temperature,
+        )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Objective(
-        cvae, likelihood, config.probe_weight, config.classifier_weight, config.classifier_noise,
-        config.classifier_pooling, config.picture_temperature,
-    )  # fmt: skip
 
 
 def load_splits(config: Config) -> ImageSplits:
@@ -263,14 +263,6 @@ def evaluate(
     return metrics, latents.cpu(), kl_units.mean(0).cpu()
 
 
-def plan_updates(
-    n_images: int, update_size: int, seed: int, epoch: int, device: torch.device
-) -> list[tuple[Tensor, torch.Generator]]:
-    """Of each update of an epoch its images' numbers (B,) and the generator of its noise."""
-    updates = plan_epoch(n_images, update_size, seed, epoch, device)
-    return [(ids, seeded_generator(device, TRAINING, seed, epoch, i)) for i, ids in enumerate(updates)]
-
-
 def find_lr(accelerator, model, optimizer, images: Tensor, labels: Tensor, plan, config: Config) -> None:
     """Range test over the first updates; prints the suggestion and writes figures/lr_range_test.png."""
     updates = itertools.chain.from_iterable(plan(epoch) for epoch in itertools.count())
@@ -309,7 +301,7 @@ def main(config: Config) -> None:
     test_images, test_labels = splits.test.images.to(device), splits.test.labels.to(device)
     test_targets = model.likelihood.targets(test_images, seeded_generator(device, EVALUATION, config.seed))
     update_size = config.batch_size * n_parts
-    plan = partial(plan_updates, n_train, update_size, config.seed, device=device)  # of an epoch
+    plan = partial(plan_seeded_epoch, n_train, update_size, config.seed, device=device, stream=TRAINING)
     updates_per_epoch = math.ceil(n_train / update_size)
     total_steps = config.max_train_steps or config.epochs * updates_per_epoch
     # What a checkpoint keeps of the data: tools need it, and a resume must find the same.
@@ -360,15 +352,14 @@ def main(config: Config) -> None:
     def due(every: int) -> bool:
         return every > 0 and state["step"] % every == 0
 
+    update = partial(train_update, accelerator, model, optimizer, train_images, train_labels)
     compile_seconds = 0.0
     done = config.eval_only or state["step"] >= total_steps
     if config.compile and not done:  # before the clock runs, and without a trace in weights or random numbers
         started = time.perf_counter()
         with preserved_state(accelerator, model, optimizer):
             for ids, generator in plan(0)[:: max(updates_per_epoch - 1, 1)]:
-                train_update(
-                    accelerator, model, optimizer, train_images, train_labels, ids, generator, config, 0.0, 1.0
-                )
+                update(ids, generator, config, lr=0.0, kl_weight=1.0)
         compile_seconds = time.perf_counter() - started
     last_checkpoint = checkpoint
     bar = run.progress_bar(total_steps, state["step"])
@@ -379,10 +370,7 @@ def main(config: Config) -> None:
             for ids, generator in updates[state["updates_in_epoch"] :]:
                 lr = one_cycle(state["step"], total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start)
                 warm = min(1.0, (state["step"] + 1) / max(config.kl_warmup * total_steps, 1))
-                sums, gradient_norm = train_update(
-                    accelerator, model, optimizer, train_images, train_labels, ids, generator, config, lr,
-                    warm * config.kl_weight,
-                )  # fmt: skip
+                sums, gradient_norm = update(ids, generator, config, lr, warm * config.kl_weight)
                 state["updates_in_epoch"] += 1
                 if accelerator.optimizer_step_was_skipped:  # an fp16 overflow: not an update
                     window.skip(sums, state["step"], last_checkpoint)

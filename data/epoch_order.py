@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from data.seeding import seeded_generator
+
 
 def plan_epoch(n_examples: int, batch_size: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, ...]:
     """The example numbers (B,) int64 of each update, in an order that depends on (seed, epoch) only.
@@ -13,3 +15,11 @@ def plan_epoch(n_examples: int, batch_size: int, seed: int, epoch: int, device: 
     """
     order = torch.randperm(n_examples, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
     return order.to(device).tensor_split(math.ceil(n_examples / batch_size))
+
+
+def plan_seeded_epoch(
+    n_examples: int, batch_size: int, seed: int, epoch: int, device: torch.device, stream: int
+) -> list[tuple[Tensor, torch.Generator]]:
+    """Likewise, with a generator for each update: one on `device`, of (stream, seed, epoch, update)."""
+    updates = plan_epoch(n_examples, batch_size, seed, epoch, device)
+    return [(ids, seeded_generator(device, stream, seed, epoch, i)) for i, ids in enumerate(updates)]

@@ -29,6 +29,8 @@ class Objective(nn.Module):
     models/cvae_pictures.py: at 0 they are drawn at the means of their priors.
 
     `n_noise` are the standard normals that an image takes: those of the network and then those of the classifier.
+
+    Raises `ValueError` for a negative number, and for squares that are larger than the image.
     """
 
     def __init__(
@@ -42,6 +44,13 @@ class Objective(nn.Module):
         picture_temperature: float = 1.0,
     ):
         super().__init__()
+        numbers = {"probe_weight": probe_weight, "classifier_weight": classifier_weight,
+                   "classifier_noise": classifier_noise, "picture_temperature": picture_temperature}  # fmt: skip
+        for name, value in numbers.items():
+            if value < 0:
+                raise ValueError(f"{name} {value}: give 0 or more")
+        if not 1 <= classifier_pooling <= cvae.image_size:
+            raise ValueError(f"classifier_pooling {classifier_pooling}: give 1 to {cvae.image_size} pixels")
         self.cvae, self.likelihood = cvae, likelihood
         self.probe_weight, self.classifier_weight = probe_weight, classifier_weight
         self.classifier_noise, self.picture_temperature = classifier_noise, picture_temperature

@@ -123,6 +123,11 @@ def test_the_demo_as_the_readme_launches_it_learns_the_digits(tmp_path):
             "0.5",
             "--classifier_weight",
             "5",
+            "--narrow_posteriors",
+            "--classifier_pooling",
+            "2",
+            "--picture_temperature",
+            "0.5",
         ),
         ("--binarisation", "static", "--encoder_sees_label", "--label_dropout", "0.2", "--probe_weight", "1"),
     ],
@@ -174,6 +179,7 @@ def test_it_overfits_one_batch(likelihood, share_left):
     "flags",
     [
         ("--spatial_latents", "4", "2", "--label_dropout", "0.3", "--probe_weight", "0.5", "--kl_warmup", "0.5"),
+        ("--classifier_weight", "2", "--classifier_noise", "0.3"),
         ("--likelihood", "gaussian", "--flip", "--ema_decay", "0", "--gradient_accumulation_steps", "2"),
     ],
 )
@@ -207,7 +213,7 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted_bit_for_bit(train, tmp
 def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path, monkeypatch):
     """Noise and all: it is drawn for the whole update."""
     flags = ("--spatial_latents", "4", "2", "--probe_weight", "0.5", "--label_dropout", "0.2", "--flip",
-             "--lr", "1e-3", "--max_train_steps", "3", "--batch_size")  # fmt: skip
+             "--classifier_noise", "0.2", "--lr", "1e-3", "--max_train_steps", "3", "--batch_size")  # fmt: skip
     judge = train_tiny_judge(tmp_path / "judge")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file",
                "accelerate_configs/cpu_2proc.yaml", "train_cvae.py", "demo", *TINY, "--judge", str(judge),

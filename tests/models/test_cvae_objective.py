@@ -81,6 +81,30 @@ def test_the_classifier_sees_images_and_pictures_under_the_same_noise_of_even_st
     assert abs(torch.corrcoef(torch.stack([haze[:, 0, 0, 0], haze[:, 0, 4, 4]]))[0, 1]) < 0.15
 
 
+def test_the_classifier_sees_squares_averaged_and_no_finer_pattern():
+    classifier = make(classifier_weight=1.0, classifier_pooling=2).classifier
+    pictures = torch.rand(4, 1, 8, 8)
+    pattern = torch.tensor([[0.3, -0.3], [-0.3, 0.3]]).tile(4, 4)
+    torch.testing.assert_close(classifier(pictures + pattern), classifier(pictures), atol=1e-5, rtol=1e-5)
+    plain = make(classifier_weight=1.0).classifier
+    assert not torch.allclose(plain(pictures + pattern), plain(pictures), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classifier_weight": -1.0}, "classifier_weight -1.0: give 0 or more"),
+        ({"classifier_noise": -0.1}, "classifier_noise -0.1: give 0 or more"),
+        ({"picture_temperature": -1.0}, "picture_temperature -1.0: give 0 or more"),
+        ({"classifier_pooling": 0}, "classifier_pooling 0: give 1 to 8 pixels"),
+        ({"classifier_pooling": 9}, "classifier_pooling 9: give 1 to 8 pixels"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
 def test_the_pictures_that_the_classifier_sees_are_of_the_picture_temperature():
     model = make(spatial_latents=((4, 2),), classifier_weight=1.0, picture_temperature=0.0)
     shown = []
