@@ -10,6 +10,8 @@ from models.elbo import importance_weighted_bound
 from models.label_classifier import LabelClassifier
 from models.likelihoods import Likelihood
 
+MIN_VARIANCE = 1e-3  # of a picture from -1 to 1, so that a blank one does not become noise
+
 
 class Objective(nn.Module):
     """What is trained: the CVAE, the likelihood of its outputs, and what makes it heed the label.
@@ -21,9 +23,10 @@ class Objective(nn.Module):
     With `classifier_weight` > 0 a classifier learns the labels of the real images, and the decoder learns that it
     sees the label given in what becomes of them under a wrong one (as Hu et al. 2017, arXiv 1703.00955, have it
     for text). The bound on the likelihood does not count it. A classifier of photographs is fooled by patterns
-    that no other one takes for a label. With `classifier_noise` > 0 it sees all pictures under normal noise, of up
-    to that standard deviation in the range of pixels, and asks for shapes (Kaur et al. 2019, arXiv 1910.08640);
-    with `classifier_pooling` > 1 it sees squares of so many pixels averaged, and no finer pattern moves it.
+    that no other one takes for a label. With `classifier_noise` > 0 it sees each picture at mean 0 and standard
+    deviation 1, so that contrast makes none clearer, and under normal noise of up to that deviation, which asks for
+    shapes (Kaur et al. 2019, arXiv 1910.08640); with `classifier_pooling` > 1 it sees squares of so many pixels
+    averaged, and no finer pattern moves it.
 
     `picture_temperature` scales the noise of spatial latents in pictures that are made for a label, here and in
     models/cvae_pictures.py: at 0 they are drawn at the means of their priors.
@@ -90,18 +93,18 @@ class Objective(nn.Module):
         Which of the others is an image's wrong label, a number of its noise decides. Of the classifier's noise
         (B, 0 or 1 + C S S) the first says how strong the rest is: from 0 to `classifier_noise`, evenly.
         """
-        images, haze = scaled(targets), 0.0
+        images, haze = scaled(targets), None
         if of_classifier.shape[1]:
-            strength = 2 * self.classifier_noise * torch.special.ndtr(of_classifier[:, :1])  # 2: from -1 to 1
+            strength = self.classifier_noise * torch.special.ndtr(of_classifier[:, :1])
             haze = (strength * of_classifier[:, 1:]).view_as(images)
-        seen = F.cross_entropy(self.classifier(images + haze).float(), labels, reduction="none")
+        seen = F.cross_entropy(self.classifier(_hazy(images, haze)).float(), labels, reduction="none")
         others = self.cvae.n_classes - 1
         steps = 1 + (torch.special.ndtr(noise[:, 0]) * others).long().clamp(0, others - 1)
         given = (labels + steps) % self.cvae.n_classes
         spatial_noise = noise[:, self.cvae.latent_dim :]
         pictures = self.likelihood.mean(self.cvae.decode(latent, given, spatial_noise, self.picture_temperature))
         fixed = {name: p.detach() for name, p in self.classifier.named_parameters()}
-        logits = functional_call(self.classifier, fixed, (2 * pictures - 1 + haze,))
+        logits = functional_call(self.classifier, fixed, (_hazy(2 * pictures - 1, haze),))
         return seen + self.classifier_weight * F.cross_entropy(logits.float(), given, reduction="none")
 
     @torch.no_grad()
@@ -126,3 +129,11 @@ class Objective(nn.Module):
 def scaled(targets: Tensor) -> Tensor:
     """Targets, uint8 or floats from 0 to 1, as the encoder takes them: floats from -1 to 1."""
     return targets.float() / 127.5 - 1 if targets.dtype == torch.uint8 else 2 * targets - 1
+
+
+def _hazy(pictures: Tensor, haze: Tensor | None) -> Tensor:
+    """Pictures (B, C, S, S), each standardised, and normal noise of that shape; without noise as they are."""
+    if haze is None:
+        return pictures
+    centred = pictures - pictures.mean((1, 2, 3), keepdim=True)
+    return centred * (centred.square().mean((1, 2, 3), keepdim=True) + MIN_VARIANCE).rsqrt() + haze
