@@ -88,7 +88,7 @@ class Config:
     free_bits: float = 0.0  # nats of each level of latents, in an image, that cost nothing
     probe_weight: float = 0.0  # of a probe that reads the label from the latent, against which the encoder learns
     classifier_weight: float = 0.0  # of a classifier that is to see the label in pictures under a wrong one
-    classifier_noise: float = 0.0  # up to this share of a picture's own deviation; it is shown at unit contrast
+    classifier_noise: float = 0.0  # up to this share of the contrast of photographs, on all that it is shown
     classifier_pooling: int = 1  # pixels along the side of the squares that it sees averaged
     picture_temperature: float = 1.0  # of spatial latents in pictures for a label; 0: at the means of their priors
     # --- optimization
@@ -136,8 +136,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
             recipe="cifar10", dataset="uoft-cs/cifar10", image_size=32, channels=3, flip=True,
             likelihood="logistic_mixture", n_mixtures=3, batch_size=32, latent_dim=128, patch_size=2,
             spatial_latents=((8, 8), (16, 16)), width=48, narrow_posteriors=True, kl_warmup=0.8,
-            classifier_weight=50, classifier_noise=0.8, classifier_pooling=2, picture_temperature=0,
-            epochs=8, evaluate_every=2, log_every=500, judge_epochs=10,
+            free_bits=50, classifier_weight=50, classifier_noise=0.8, classifier_pooling=2,
+            picture_temperature=0, epochs=7, evaluate_every=2, log_every=500, judge_epochs=10,
         ),
     ),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from models.elbo import importance_weighted_bound
 from models.label_classifier import LabelClassifier
 from models.likelihoods import Likelihood
 
-MIN_VARIANCE = 1e-3  # of a picture from -1 to 1, so that a blank one does not become noise
+CONTRAST = 0.42  # standard deviation of the values, from -1 to 1, of a photograph: the median of CIFAR-10
 
 
 class Objective(nn.Module):
@@ -23,10 +23,10 @@ class Objective(nn.Module):
     With `classifier_weight` > 0 a classifier learns the labels of the real images, and the decoder learns that it
     sees the label given in what becomes of them under a wrong one (as Hu et al. 2017, arXiv 1703.00955, have it
     for text). The bound on the likelihood does not count it. A classifier of photographs is fooled by patterns
-    that no other one takes for a label. With `classifier_noise` > 0 it sees each picture at mean 0 and standard
-    deviation 1, so that contrast makes none clearer, and under normal noise of up to that deviation, which asks for
-    shapes (Kaur et al. 2019, arXiv 1910.08640); with `classifier_pooling` > 1 it sees squares of so many pixels
-    averaged, and no finer pattern moves it.
+    that no other one takes for a label. With `classifier_noise` > 0 it sees all pictures under normal noise, which
+    asks for shapes (Kaur et al. 2019, arXiv 1910.08640), of up to that share of the contrast that photographs have;
+    more contrast than theirs is taken from a picture first, or it would drown the noise. With `classifier_pooling`
+    > 1 it sees squares of so many pixels averaged, and no finer pattern moves it.
 
     `picture_temperature` scales the noise of spatial latents in pictures that are made for a label, here and in
     models/cvae_pictures.py: at 0 they are drawn at the means of their priors.
@@ -132,8 +132,12 @@ def scaled(targets: Tensor) -> Tensor:
 
 
 def _hazy(pictures: Tensor, haze: Tensor | None) -> Tensor:
-    """Pictures (B, C, S, S), each standardised, and normal noise of that shape; without noise as they are."""
+    """Pictures (B, C, S, S) around 0 with at most `CONTRAST`, in its units, and normal noise of that shape.
+
+    Without noise as they are.
+    """
     if haze is None:
         return pictures
     centred = pictures - pictures.mean((1, 2, 3), keepdim=True)
-    return centred * (centred.square().mean((1, 2, 3), keepdim=True) + MIN_VARIANCE).rsqrt() + haze
+    contrast = centred.square().mean((1, 2, 3), keepdim=True).clamp(min=CONTRAST**2).sqrt()
+    return centred / contrast + haze
