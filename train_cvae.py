@@ -10,7 +10,8 @@ epoch, update) alone and is drawn for the whole update: any number of processes 
 Bounds are of an image, in nats; `test/bits_per_dim` is the same as bits of one of its values. They hold for the
 last weights (their moving average where there is one) on the whole test split. `test/wrong_label_hits` and
 `test/prior_hits` are the shares of pictures that a classifier of real images (`--judge`) gives the label that was
-asked for. mnist on two CPU cores: ELBO -85.2 nats, hits 99.3 % and 99.4 %, 13 minutes (results/cvae-mnist.json).
+asked for. On two CPU cores (results/cvae-*.json): mnist ELBO -85.2 nats, hits 99.3 % and 99.4 %, 13 minutes;
+cifar10 4.356 bits/dim, hits 42.9 % and 45.0 %, 41 minutes.
 """
 
 import itertools
