@@ -12,6 +12,29 @@ from torch.nn import functional as F
 from models.speednet import whitening_filters
 
 
+class PooledConv2d(nn.Conv2d):
+    """A convolution, 3x3 with padding 1, and the mean over its positions, in one: (B, C, H, W) -> (B, C').
+
+    With nothing between the two, a weight meets every pixel but those that its shift moves out of the image; so
+    the mean over positions is the weights times nine sums of the input. The same function with the same weights
+    as convolution and pooling, without the H W products for each weight; sums and products are in fp32 whatever
+    the precision, as the means of images differ by little.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.sum(3, dtype=torch.float32)  # (B, C, H)
+            # The left weights see all columns but the last, the middle ones all, the right ones all but the first.
+            rows = torch.stack([rows - x[..., -1], rows, rows - x[..., 0]], -1)  # (B, C, H, 3)
+            whole = rows.sum(2)  # (B, C, 3)
+            sums = torch.stack([whole - rows[:, :, -1], whole, whole - rows[:, :, 0]], 2)  # (B, C, 3, 3)
+            means = sums.flatten(1) / (x.shape[2] * x.shape[3])
+            return F.linear(means, self.weight.flatten(1), self.bias)
+
+
 class UltimusBlock(nn.Module):
     """x + out(softmax(q * k / sqrt(8)) * v) with q, k, v = three linear maps to 8 features: (B, 48) -> (B, 48).
 
@@ -44,7 +67,7 @@ class Ultimus(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(16, 32, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(32, 48, 3, padding=1),
+            PooledConv2d(32, 48),
         )
         self.blocks = nn.Sequential(*(UltimusBlock(48, 8) for _ in range(n_blocks)))
         self.classifier = nn.Linear(48, n_classes)
@@ -64,7 +87,7 @@ class Ultimus(nn.Module):
         self.features[0].weight.copy_(torch.cat([positive[:8], negative[:8]]))
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.features(images).mean((2, 3), dtype=torch.float32)  # (B, 48)
-        # The means of images differ by little, and the rest costs nothing: in fp32 whatever the precision.
+        x = self.features(images)  # (B, 48)
+        # What follows costs nothing: in fp32 whatever the precision.
         with torch.autocast(x.device.type, enabled=False):
             return self.classifier(self.blocks(x))
