@@ -73,6 +73,7 @@ class Config:
     brightness: float = 0.3  # brightness is multiplied by 1 +- this at most
     contrast: float = 0.3  # contrast likewise
     saturation: float = 0.3  # saturation likewise
+    hue: float = 0.0  # hues are turned by +- this at most, in degrees
     cutmix: float = 0.25  # share of the pictures with a rectangle of another picture in them
     # --- batches
     batch_size: int = 16  # pictures of a micro-batch in one process
@@ -188,8 +189,7 @@ def train_update(
         images, masks = augmenter.batch(part, size)
         with accelerator.accumulate(model):
             loss = segmentation_loss(model(images), masks, config.loss).sum()
-            # The mean over all pictures of the update: DDP averages over processes and backward() divides by
-            # the accumulation steps, so the sum is scaled up by both.
+            # The mean over the update's pictures: DDP and backward() divide by processes and accumulation steps.
             accelerator.backward(loss * (n_parts / len(ids)))
             if accelerator.sync_gradients:
                 gradient_norm = accelerator.clip_grad_norm_(
@@ -281,7 +281,7 @@ def train(config: Config) -> None:
     mean, std = (255 * statistics[name].to(device, torch.float32) for name in ("mean", "std"))
     augmentation = JointAugmentation(
         config.flip, config.scale, config.aspect, config.shift, config.rotation, config.brightness,
-        config.contrast, config.saturation, config.cutmix,
+        config.contrast, config.saturation, config.hue, config.cutmix,
     )  # fmt: skip
     augmenter = JointAugmenter(train_images, train_masks.to(device), augmentation, mean, std, config.seed)
     model = build_model(config).to(device, memory_format=torch.channels_last)

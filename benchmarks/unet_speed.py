@@ -107,7 +107,8 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         if augmented:
             augmentation = JointAugmentation(
                 settings.flip, settings.scale, settings.aspect, settings.shift, settings.rotation,
-                settings.brightness, settings.contrast, settings.saturation, settings.cutmix,
+                settings.brightness, settings.contrast, settings.saturation, settings.hue,
+                settings.cutmix,
             )  # fmt: skip
         augmenter = JointAugmenter(train.images.to(device), masks, augmentation, mean, std, 0)
     else:

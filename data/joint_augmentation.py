@@ -15,6 +15,9 @@ from data.augmentation import CHUNK, RANDOM_STREAM
 from data.errors import DataError
 
 LUMA = (0.299, 0.587, 0.114)  # how much of grey is red, green and blue: ITU-R BT.601
+YIQ = np.array([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])  # from red, green, blue: luma and hue
+# What a colour moves by, a radian of hue: a quarter turn in the plane of I and Q. It has no luma; grey stays.
+QUARTER_TURN = np.linalg.inv(YIQ) @ np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]]) @ YIQ
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class JointAugmentation:
     brightness: float = 0.0  # b: pixel values are multiplied by 1 + U(-b, b), and not clipped
     contrast: float = 0.0  # c: distances from the image's mean are multiplied by 1 + U(-c, c), and not clipped
     saturation: float = 0.0  # s: distances from the pixel's luma are multiplied by 1 + U(-s, s), and not clipped
+    hue: float = 0.0  # degrees: they are turned about the axis of greys by U(-hue, hue), luma kept, and not clipped
     cutmix: float = 0.0  # share of the images with a rectangle, of U(0, 1) of the area, that shows another image
 
     def __post_init__(self) -> None:
@@ -44,6 +48,7 @@ class JointAugmentation:
             ("brightness", 1),
             ("contrast", 1),
             ("saturation", 1),
+            ("hue", 180),
             ("cutmix", 1),
         ):
             value = getattr(self, name)
@@ -79,6 +84,7 @@ class JointAugmenter:
         # Each choice has its own row, drawn or not: to turn one on changes none of the others.
         choices = np.random.default_rng([self.seed, epoch, RANDOM_STREAM]).random((self.n_images, 9)).T
         mixes = np.random.default_rng([self.seed, epoch, RANDOM_STREAM, 1]).random((self.n_images, 5)).T
+        turns = np.random.default_rng([self.seed, epoch, RANDOM_STREAM, 2]).random(self.n_images)
         self._draw_rectangles(*mixes)
         self._flipped = torch.from_numpy(choices[0] < 0.5).to(self.device)
         scale, aspect, shift_x, shift_y, turn, brightness, contrast, saturation = 2 * choices[1:] - 1
@@ -95,7 +101,8 @@ class JointAugmenter:
             ]
         )  # (N, 2, 3)
 
-        # All in one: gain * pixel + grey_gain * luma + offset. Luma commutes with brightness and contrast.
+        # All in one: gain * pixel + turned_gain * pixel a quarter turned + grey_gain * luma + offset. Luma commutes
+        # with brightness and contrast.
         brightness, contrast, saturation = (
             1 + strength * choice
             for strength, choice in (
@@ -104,8 +111,10 @@ class JointAugmenter:
                 (a.saturation, saturation),
             )
         )
-        self._gain = self._to_device(brightness * contrast * saturation)
-        self._grey_gain = self._to_device(brightness * contrast * (1 - saturation))
+        hue = np.radians(a.hue * (2 * turns - 1))
+        self._gain = self._to_device(brightness * contrast * saturation * np.cos(hue))
+        self._turned_gain = self._to_device(brightness * contrast * saturation * np.sin(hue))
+        self._grey_gain = self._to_device(brightness * contrast * (1 - saturation * np.cos(hue)))
         self._offset = self._to_device(brightness * (1 - contrast) * self._image_means)
 
     def batch(self, ids: Tensor, size: int = 0) -> tuple[Tensor, Tensor]:
@@ -152,13 +161,16 @@ class JointAugmenter:
             places = self._places(ids, size)
             x = _sample(x, places, "bilinear")
             masks = _sample(masks[:, None].float(), places, "nearest")[:, 0].to(torch.uint8)
-        if a.brightness or a.contrast or a.saturation:
-            gain, grey_gain, offset = (
-                t[ids][:, None, None, None] for t in (self._gain, self._grey_gain, self._offset)
+        if a.brightness or a.contrast or a.saturation or a.hue:
+            gain, turned_gain, grey_gain, offset = (
+                t[ids][:, None, None, None] for t in (self._gain, self._turned_gain, self._grey_gain, self._offset)
             )
-            if a.saturation:
-                red, green, blue = x.split(1, dim=1)  # (B, 1, S, S)
+            red, green, blue = x.split(1, dim=1)  # (B, 1, S, S)
+            if a.saturation or a.hue:
                 offset = grey_gain * (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue) + offset
+            if a.hue:
+                turned = [r * red + g * green + b * blue for r, g, b in QUARTER_TURN.tolist()]
+                offset = turned_gain * torch.cat(turned, 1) + offset
             x = x.mul_(gain).add_(offset)
         return x, masks
 

@@ -1,5 +1,6 @@
 """Pictures whose values are the places of their pixels tell which window an augmented picture shows."""
 
+import colorsys
 import itertools
 
 import numpy as np
@@ -13,7 +14,7 @@ from data.joint_augmentation import JointAugmentation, JointAugmenter
 
 MEAN, STD = torch.tensor([125.3, 122.9, 113.9]), torch.tensor([63.0, 62.1, 66.7])
 GEOMETRY = {"flip": True, "scale": 0.6, "aspect": 0.3, "shift": 0.2, "rotation": 40.0}
-COLOURS = {"brightness": 0.3, "contrast": 0.4, "saturation": 0.5}
+COLOURS = {"brightness": 0.3, "contrast": 0.4, "saturation": 0.5, "hue": 60.0}
 
 
 def images_of(n: int, size: int = 12) -> Tensor:
@@ -195,6 +196,43 @@ def test_colours_are_brightness_then_contrast_then_saturation():
         assert is_uniform(factor.flatten().numpy() - 1, strength)
 
 
+def test_hue_turns_colours_about_the_greys():
+    """Against colorsys, whose YIQ has coefficients rounded to two or three digits."""
+    images = images_of(300, 3)
+    turned = pixels_of(everything(augmenter_of(images, hue=90.0))[0])
+    luma, i, q = colorsys.rgb_to_yiq(*images.double().unbind(1))
+    luma_after, i_after, q_after = colorsys.rgb_to_yiq(*turned.unbind(1))
+    torch.testing.assert_close(luma_after, luma, atol=2.0, rtol=0)
+    before, after = torch.complex(i, q), torch.complex(i_after, q_after)
+    torch.testing.assert_close(after.abs(), before.abs(), atol=2.0, rtol=0)
+    clear = before.abs() > 60
+    angles = [float((after[k] / before[k])[clear[k]].angle().median()) for k in range(len(images))]
+    assert all(abs((after[k] / before[k])[clear[k]].angle() - angles[k]).max() < 0.05 for k in range(len(images)))
+    assert is_uniform(np.degrees(angles), 90.0)
+
+    grey = images[:, :1].expand(-1, 3, -1, -1)
+    for settings in ({"hue": 90.0}, {"hue": 90.0, "saturation": 1.0}):
+        shown = pixels_of(everything(augmenter_of(grey, **settings))[0])
+        torch.testing.assert_close(shown, grey.double(), atol=1e-3, rtol=0)
+
+
+def test_hue_turns_what_the_other_colours_have_made():
+    images = images_of(40, 6)
+    alone, with_others, others = (
+        pixels_of(everything(augmenter_of(images, **settings))[0])
+        for settings in ({"hue": 180.0}, COLOURS | {"hue": 180.0}, COLOURS | {"hue": 0.0})
+    )
+    luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.double)[:, None, None]
+    for k in range(len(images)):  # the linear map of one image's colours, fitted
+        pixels = images[k].double().flatten(1).T
+        turn = torch.linalg.lstsq(pixels, alone[k].flatten(1).T).solution
+        expected = (others[k].flatten(1).T @ turn).T.view_as(others[k])
+        torch.testing.assert_close(with_others[k], expected, atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        (with_others * luma).sum(1), (others * luma).sum(1), atol=0.05, rtol=0
+    )  # luma is kept
+
+
 def test_colours_never_touch_the_masks():
     images = images_of(50)
     plain, with_colours = (everything(augmenter_of(images, **GEOMETRY, **more)) for more in ({}, COLOURS))
@@ -289,6 +327,7 @@ def test_the_global_generators_and_the_data_are_left_alone():
         ("brightness", 1.1),
         ("contrast", float("nan")),
         ("saturation", -0.2),
+        ("hue", 190),
     ],
 )
 def test_a_setting_out_of_range_is_named(name, value):
