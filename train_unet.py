@@ -5,11 +5,12 @@
     accelerate launch --config_file accelerate_configs/cpu_bf16.yaml train_unet.py all --data_dir oxford-iiit-pet
 
 `all` trains the four variants one after another and compares them in comparison.md: with 300 pictures test Dice
-0.901 to 0.907, over test-time views 0.913 to 0.918, 19 to 23 minutes each on two CPU cores (results/unet-*.json).
+0.901 to 0.907, over test-time views 0.913 to 0.918, 19 to 23 minutes each on two CPU cores. That was with weaker
+colours; with those below mp-tr-bce made 0.914, over views 0.927, 29 minutes in 125 epochs (results/unet-*.json).
 
-The pictures lie on the device as uint8 and are augmented there with their masks, a batch at a time. Scores are
-those of the last weights (their moving average where there is one) on the whole test split at the training size:
-`test/dice` over all its pixels, `test/dice_per_image` the mean of the pictures' own, `test/dice_views` over views.
+The pictures lie on the device as uint8 and are augmented there with their masks, a batch at a time. `test/dice`
+is that of the last weights (or their moving average) over all pixels of the test split at the training size,
+`test/dice_per_image` the mean of the pictures' own, `test/dice_views` with test-time augmentation.
 """
 
 import itertools
@@ -87,7 +88,7 @@ class Config:
     dropout: float = 0.0  # share of the channels zeroed at the lowest resolution
     # --- optimization
     loss: Literal["bce", "dice", "bce+dice"] = "bce"  # cross-entropy with logits, soft Dice, or their sum
-    epochs: int = 125  # passes over the training pictures
+    epochs: int = 100  # passes over the training pictures
     max_train_steps: int = 0  # updates in all, instead of epochs; 0: by epochs
     half_size_share: float = 0.55  # share of the updates, the first ones, on pictures of half the side
     optimizer: Literal["adamw", "muon"] = "muon"  # muon: for filters, Nesterov's sgd for the rest
@@ -134,8 +135,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     "all": ("the four variants below, one after another, and their comparison", Config(recipe="all")),
     "mp-tr-bce": ("max-pooling, transposed convolutions, BCE", Config("mp-tr-bce", **VARIANTS["mp-tr-bce"])),
     "mp-tr-dice": ("max-pooling, transposed convolutions, Dice", Config("mp-tr-dice", **VARIANTS["mp-tr-dice"])),
-    "strconv-tr-bce": ("strided, transposed convolutions, BCE",
-                       Config("strconv-tr-bce", **VARIANTS["strconv-tr-bce"])),
+    "strconv-tr-bce": ("strided, transposed filters, BCE", Config("strconv-tr-bce", **VARIANTS["strconv-tr-bce"])),
     "strconv-ups-dice": ("strided convolutions, bilinear upsampling, Dice",
                          Config("strconv-ups-dice", **VARIANTS["strconv-ups-dice"])),
 }  # fmt: skip
