@@ -16,7 +16,7 @@ from data.errors import DataError
 
 LUMA = (0.299, 0.587, 0.114)  # how much of grey is red, green and blue: ITU-R BT.601
 YIQ = np.array([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])  # from red, green, blue: luma and hue
-# What a colour moves by, a radian of hue: a quarter turn in the plane of I and Q. It has no luma; grey stays.
+# A colour's I and Q turned by a quarter, as red, green, blue without luma; nothing of a grey.
 QUARTER_TURN = np.linalg.inv(YIQ) @ np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]]) @ YIQ
 
 
