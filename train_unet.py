@@ -4,9 +4,8 @@
     accelerate launch --config_file accelerate_configs/t4.yaml train_unet.py mp-tr-dice
     accelerate launch --config_file accelerate_configs/cpu_bf16.yaml train_unet.py all --data_dir oxford-iiit-pet
 
-`all` trains the four variants one after another and compares them in comparison.md: with 300 pictures test Dice
-0.901 to 0.907, over test-time views 0.913 to 0.918, 19 to 23 minutes each on two CPU cores. That was with weaker
-colours; with those below mp-tr-bce made 0.914, over views 0.927, 29 minutes in 125 epochs (results/unet-*.json).
+`all` trains the four variants one after another and compares them in comparison.md. With 300 pictures and weaker
+colours they made test Dice 0.901 to 0.907, over test-time views 0.913 to 0.918 (results/unet-*.json).
 
 The pictures lie on the device as uint8 and are augmented there with their masks, a batch at a time. `test/dice`
 is that of the last weights (or their moving average) over all pixels of the test split at the training size,
@@ -74,6 +73,7 @@ class Config:
     contrast: float = 0.5  # contrast likewise
     saturation: float = 1.0  # saturation likewise
     hue: float = 0.0  # hues are turned by +- this at most, in degrees
+    background_mix: float = 0.5  # share of the pictures with the background of another picture behind the pet
     cutmix: float = 0.25  # share of the pictures with a rectangle of another picture in them
     # --- batches
     batch_size: int = 16  # pictures of a micro-batch in one process
@@ -88,7 +88,7 @@ class Config:
     dropout: float = 0.0  # share of the channels zeroed at the lowest resolution
     # --- optimization
     loss: Literal["bce", "dice", "bce+dice"] = "bce"  # cross-entropy with logits, soft Dice, or their sum
-    epochs: int = 100  # passes over the training pictures
+    epochs: int = 90  # passes over the training pictures
     max_train_steps: int = 0  # updates in all, instead of epochs; 0: by epochs
     half_size_share: float = 0.55  # share of the updates, the first ones, on pictures of half the side
     optimizer: Literal["adamw", "muon"] = "muon"  # muon: for filters, Nesterov's sgd for the rest
@@ -128,8 +128,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
         "textured shapes drawn by code; no download, a minute on two CPU cores",
         Config(
             recipe="demo", dataset="shapes", image_size=64, width=16, depth=3, loss="bce+dice", epochs=10,
-            half_size_share=0, cutmix=0, brightness=0.3, contrast=0.3, saturation=0.3, evaluate_every=1,
-            log_every=10,
+            half_size_share=0, background_mix=0, cutmix=0, brightness=0.3, contrast=0.3, saturation=0.3,
+            evaluate_every=1, log_every=10,
         ),
     ),
     "all": ("the four variants below, one after another, and their comparison", Config(recipe="all")),
@@ -281,7 +281,7 @@ def train(config: Config) -> None:
     mean, std = (255 * statistics[name].to(device, torch.float32) for name in ("mean", "std"))
     augmentation = JointAugmentation(
         config.flip, config.scale, config.aspect, config.shift, config.rotation, config.brightness,
-        config.contrast, config.saturation, config.hue, config.cutmix,
+        config.contrast, config.saturation, config.hue, config.background_mix, config.cutmix,
     )  # fmt: skip
     augmenter = JointAugmenter(train_images, train_masks.to(device), augmentation, mean, std, config.seed)
     model = build_model(config).to(device, memory_format=torch.channels_last)

@@ -108,7 +108,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
             augmentation = JointAugmentation(
                 settings.flip, settings.scale, settings.aspect, settings.shift, settings.rotation,
                 settings.brightness, settings.contrast, settings.saturation, settings.hue,
-                settings.cutmix,
+                settings.background_mix, settings.cutmix,
             )  # fmt: skip
         augmenter = JointAugmenter(train.images.to(device), masks, augmentation, mean, std, 0)
     else:

@@ -37,6 +37,7 @@ class JointAugmentation:
     contrast: float = 0.0  # c: distances from the image's mean are multiplied by 1 + U(-c, c), and not clipped
     saturation: float = 0.0  # s: distances from the pixel's luma are multiplied by 1 + U(-s, s), and not clipped
     hue: float = 0.0  # degrees: they are turned about the axis of greys by U(-hue, hue), luma kept, and not clipped
+    background_mix: float = 0.0  # share of the images that show another one's background where both have background
     cutmix: float = 0.0  # share of the images with a rectangle, of U(0, 1) of the area, that shows another image
 
     def __post_init__(self) -> None:
@@ -49,6 +50,7 @@ class JointAugmentation:
             ("contrast", 1),
             ("saturation", 1),
             ("hue", 180),
+            ("background_mix", 1),
             ("cutmix", 1),
         ):
             value = getattr(self, name)
@@ -85,7 +87,10 @@ class JointAugmenter:
         choices = np.random.default_rng([self.seed, epoch, RANDOM_STREAM]).random((self.n_images, 9)).T
         mixes = np.random.default_rng([self.seed, epoch, RANDOM_STREAM, 1]).random((self.n_images, 5)).T
         turns = np.random.default_rng([self.seed, epoch, RANDOM_STREAM, 2]).random(self.n_images)
+        mixed, other = np.random.default_rng([self.seed, epoch, RANDOM_STREAM, 3]).random((self.n_images, 2)).T
         self._draw_rectangles(*mixes)
+        self._mixes_background = torch.from_numpy(mixed < a.background_mix).to(self.device)
+        self._other_backgrounds = self._other_images(other)
         self._flipped = torch.from_numpy(choices[0] < 0.5).to(self.device)
         scale, aspect, shift_x, shift_y, turn, brightness, contrast, saturation = 2 * choices[1:] - 1
 
@@ -126,6 +131,10 @@ class JointAugmenter:
         """
         size = size or self.images.shape[-1]
         x, masks = self._augmented(ids, size)
+        if self.augmentation.background_mix:
+            others, other_masks = self._augmented(self._other_backgrounds[ids], size)
+            shows_other = self._mixes_background[ids][:, None, None] & (masks == 0) & (other_masks == 0)
+            x = torch.where(shows_other[:, None], others, x)
         if self.augmentation.cutmix:
             others, other_masks = self._augmented(self._others[ids], size)
             centres = (torch.arange(size, device=self.device) + 0.5) / size
@@ -180,11 +189,14 @@ class JointAugmenter:
         As CutMix has it (Yun et al. 2019, arXiv 1905.04899): of the image's own shape, its centre anywhere, what
         lies outside of the image cut off. Nothing is mixed where there is no other image.
         """
-        n = self.n_images
-        others = (np.arange(n) + 1 + (other * (n - 1)).astype(np.int64)) % n
         half_side = np.where(mixed < self.augmentation.cutmix, np.sqrt(area) / 2, 0.0)
-        self._others = torch.from_numpy(others).to(self.device)
+        self._others = self._other_images(other)
         self._rectangle = self._to_device([[x - half_side, y - half_side], [x + half_side, y + half_side]])
+
+    def _other_images(self, choices: np.ndarray) -> Tensor:
+        """From choices (N,) in 0 to 1: another image for each, (N,) int64; itself where it is alone."""
+        n = self.n_images
+        return torch.from_numpy((np.arange(n) + 1 + (choices * (n - 1)).astype(np.int64)) % n).to(self.device)
 
     def _places(self, ids: Tensor, size: int) -> Tensor:
         """(B, size, size, 2): the x and y in the image that each pixel shows, as `grid_sample` counts them.

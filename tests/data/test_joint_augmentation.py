@@ -328,6 +328,8 @@ def test_the_global_generators_and_the_data_are_left_alone():
         ("contrast", float("nan")),
         ("saturation", -0.2),
         ("hue", 190),
+        ("background_mix", 1.5),
+        ("cutmix", -1),
     ],
 )
 def test_a_setting_out_of_range_is_named(name, value):
@@ -351,6 +353,35 @@ def test_at_half_the_size_a_pixel_is_the_mean_of_the_four_it_covers_and_shows_th
     np.testing.assert_allclose(
         windows_of(half, places_size=24), windows_of(whole, places_size=24), rtol=0, atol=1e-5
     )
+
+
+def test_background_mix_shows_another_background_where_both_images_have_it():
+    n, generator = 300, torch.Generator().manual_seed(0)
+    levels = torch.arange(n, dtype=torch.int64)
+    code = torch.stack([levels % 256, levels // 256, torch.full_like(levels, 7)], 1).to(torch.uint8)
+    images = code[:, :, None, None].expand(n, 3, 16, 16).contiguous()  # a flat colour tells which image it is
+    masks = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)[torch.randint(4, (n, 16, 16), generator=generator)]
+    mixed, same_masks = everything(augmenter_of(images, masks, background_mix=0.5))
+    assert torch.equal(same_masks, masks)
+    pixels = pixels_of(mixed).round().long()
+    shown = pixels[:, 0] + 256 * pixels[:, 1]  # (n, 16, 16): the image that each pixel comes from
+    foreign = shown != levels[:, None, None]
+    with_another = foreign.flatten(1).any(1).nonzero()[:, 0].tolist()
+    assert 0.4 < len(with_another) / n < 0.6
+    partners = []
+    for i in with_another:
+        (partner,) = shown[i][foreign[i]].unique().tolist()  # one other image
+        assert torch.equal(foreign[i], (masks[i] == 0) & (masks[partner] == 0))
+        partners.append(partner)
+    assert len(set(partners)) > len(partners) / 2
+
+
+def test_a_mixed_background_is_augmented_as_its_own_image_is():
+    images, masks = images_of(60), torch.zeros(60, 12, 12, dtype=torch.uint8)  # nothing but background
+    augmenter = augmenter_of(images, masks, background_mix=1.0, **GEOMETRY, **COLOURS)
+    mixed, plain = everything(augmenter, 2)[0], everything(augmenter_of(images, masks, **GEOMETRY, **COLOURS), 2)[0]
+    sources = [(plain == picture).flatten(1).all(1).nonzero()[:, 0].tolist() for picture in mixed]
+    assert all(len(source) == 1 and source != [i] for i, source in enumerate(sources))
 
 
 def test_cutmix_shows_a_rectangle_of_another_augmented_image_and_its_mask():
@@ -379,8 +410,9 @@ def test_cutmix_shows_a_rectangle_of_another_augmented_image_and_its_mask():
     assert 0.08 < area < 0.25  # about 0.5 x 0.5, less what the edges cut off
 
 
-def test_cutmix_of_a_single_image_mixes_nothing_and_no_other_choice_moves():
+@pytest.mark.parametrize("mix", ["cutmix", "background_mix"])
+def test_a_single_image_is_mixed_with_nothing_and_no_other_choice_moves(mix):
     images, masks = images_of(1), masks_of(1)
-    alone, plain = (augmenter_of(images, masks, cutmix=share, **GEOMETRY, **COLOURS) for share in (1.0, 0.0))
+    alone, plain = (augmenter_of(images, masks, **{mix: share}, **GEOMETRY, **COLOURS) for share in (1.0, 0.0))
     assert torch.equal(everything(alone, 3)[0], everything(plain, 3)[0])
     assert torch.equal(everything(alone, 3)[1], everything(plain, 3)[1])
