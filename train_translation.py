@@ -98,6 +98,7 @@ class Config:
     hidden_size: int = 128  # LSTM: width of the hidden states, in each direction of the encoder
     n_layers: int = 2  # LSTM: layers of the encoder, and as many of the decoder
     attentional_layer: bool = False  # LSTM: a layer with tanh between attention and output projection
+    early_attention: bool = False  # LSTM: the decoder's first layer asks, the context goes into the others too
     input_feeding: bool = False  # LSTM: the attentional layer's output joins the next input; step by step
     teacher_forcing_ratio: float = 1.0  # LSTM: chance of the true token as input, else its own; < 1: step by step
     # --- optimization
@@ -169,8 +170,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
 
 TRANSFORMER_OPTIONS = ("d_model", "n_heads", "n_encoder_layers", "n_decoder_layers", "d_ff", "attention_dropout",
                        "activation_dropout", "pre_norm", "positions")  # fmt: skip
-LSTM_OPTIONS = ("embedding_dim", "hidden_size", "n_layers", "attentional_layer", "input_feeding",
-                "teacher_forcing_ratio")  # fmt: skip
+LSTM_OPTIONS = ("embedding_dim", "hidden_size", "n_layers", "attentional_layer", "early_attention",
+                "input_feeding", "teacher_forcing_ratio")  # fmt: skip
 
 
 def build_model(config: Config, source_vocab_size: int, target_vocab_size: int) -> Transformer | Seq2SeqLSTM:

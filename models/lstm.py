@@ -115,10 +115,12 @@ class Seq2SeqLSTM(nn.Module):
     Decoder output and context, side by side, go into the output projection (D = 2H), or through one more
     layer to the attentional vector first: `attentional_layer`, tanh(W [context; output]), D = H (Luong et al.
     2015, eq. 5). `input_feeding` gives that vector to the next position's input (section 3.3), so that
-    the decoder goes position by position. `tied_embeddings` as in the Transformer: "none"; "output" (the
-    target embedding is the output projection); "three-way" (the source embedding too, which needs one
-    joint vocabulary). A tied D becomes E by a linear map where they differ. Dropout is on embeddings,
-    between layers and on what goes into the output projection.
+    the decoder goes position by position. With `early_attention` the decoder's first layer asks and the context
+    is input of the layers above it too (after Wu et al. 2016, arXiv 1609.08144, section 3): what has been
+    attended to then enters a recurrent state, in one call over the whole target. `tied_embeddings` as in the
+    Transformer: "none"; "output" (the target embedding is the output projection); "three-way" (the source
+    embedding too, which needs one joint vocabulary). A tied D becomes E by a linear map where they differ.
+    Dropout is on embeddings, on the inputs of upper layers and on what goes into the output projection.
 
     In training, each position takes the true token with probability `teacher_forcing_ratio` and the model's
     own likeliest one otherwise, drawn for each sentence (Bengio et al. 2015, arXiv 1506.03099, without a
@@ -137,6 +139,7 @@ class Seq2SeqLSTM(nn.Module):
         dropout: float = 0.1,
         attentional_layer: bool = False,
         input_feeding: bool = False,
+        early_attention: bool = False,
         tied_embeddings: Literal["none", "output", "three-way"] = "none",
         teacher_forcing_ratio: float = 1.0,
         step_by_step: bool = False,
@@ -147,6 +150,8 @@ class Seq2SeqLSTM(nn.Module):
             raise ValueError("three-way tied embeddings need one joint vocabulary")
         if input_feeding and not attentional_layer:
             raise ValueError("input_feeding feeds the attentional vector: it needs attentional_layer")
+        if early_attention and n_layers < 2:
+            raise ValueError("early_attention gives the context to the layers above the first: it needs two layers")
         if not 0 <= teacher_forcing_ratio <= 1:
             raise ValueError(f"teacher_forcing_ratio of {teacher_forcing_ratio}: give a probability")
         if min(embedding_dim, hidden_size, n_layers) < 1:
@@ -162,11 +167,10 @@ class Seq2SeqLSTM(nn.Module):
         self.initial_cell = nn.ModuleList(nn.Linear(2 * h, h) for _ in range(n_layers))
         self.memory_projection = nn.Linear(2 * h, h)
         # A layer each, for models.dropout between them; nn.LSTM draws its own masks.
-        first_input = e + h if input_feeding else e
-        self.decoder_layers = nn.ModuleList(
-            initialise_lstm(nn.LSTM(h if i else first_input, h, batch_first=True)) for i in range(n_layers)
-        )
+        inputs = [e + h if input_feeding else e] + [2 * h if early_attention else h] * (n_layers - 1)
+        self.decoder_layers = nn.ModuleList(initialise_lstm(nn.LSTM(n, h, batch_first=True)) for n in inputs)
         self.attention = DotProductAttention()
+        self.asking_layer = 0 if early_attention else n_layers - 1
         self.attentional_layer, width = nn.Identity(), 2 * h
         if attentional_layer:
             self.attentional_layer, width = nn.Sequential(nn.Linear(2 * h, h), nn.Tanh()), h
@@ -211,11 +215,14 @@ class Seq2SeqLSTM(nn.Module):
         x = self.dropout(self.target_embedding(tokens))
         if self.input_feeding:
             x = torch.cat([x, state.fed], 2)
-        layers = []
+        layers, context = [], None
         for i, layer in enumerate(self.decoder_layers):
+            if context is not None:
+                x = torch.cat([x, context], 2)
             x, present = layer(self.dropout(x) if i else x, state.layers[i])
             layers.append(present)
-        context, _ = self.attention(x, state.memory, state.source_mask)
+            if i == self.asking_layer:
+                context, _ = self.attention(x, state.memory, state.source_mask)
         x = self.dropout(self.attentional_layer(torch.cat([context, x], 2)))
         fed = x if self.input_feeding else None
         return self.to_embedding(x), DecoderState(state.source_mask, state.memory, layers, fed)

@@ -372,7 +372,7 @@ def test_profile_writes_table_and_trace(train, tmp_path, model, flags):
         ),
         ("transformer", ("--batching", "padded", "--no_pre_norm", "--ema_decay", "0", "--weight_decay", "0.1")),
         ("lstm", ("--tokenizer", "word", "--min_frequency", "2", "--tied_embeddings", "none")),
-        ("lstm", ("--attentional_layer", "--input_feeding", "--n_layers", "2", "--bpe_dropout", "0.1")),
+        ("lstm", ("--attentional_layer", "--input_feeding", "--early_attention", "--n_layers", "2")),
         ("lstm", ("--teacher_forcing_ratio", "0", "--tokenizer", "unigram", "--mask_numbers")),
     ],
 )
@@ -519,6 +519,7 @@ def test_bad_input_ends_with_2_one_line_and_no_run(train, tmp_path, capsys, file
             ([*files, "--input_feeding"], "attentional_layer"),
             ([*files, "--teacher_forcing_ratio", "1.5"], "teacher_forcing_ratio of 1.5"),
             ([*files, "--n_layers", "0"], "n_layers"),
+            ([*files, "--n_layers", "1", "--early_attention"], "two layers"),
         ],
     }[model]
     for data, named in cases:

@@ -16,9 +16,11 @@ ONE_CALL = [
     {"attentional_layer": True, "tied_embeddings": "three-way"},  # H = E: no map between
     ATTENTIONAL,
     {"n_layers": 1, "attentional_layer": True},
+    {"n_layers": 3, "attentional_layer": True, "early_attention": True, "tied_embeddings": "output"},
 ]
 FED = {"input_feeding": True, **ATTENTIONAL}
-VARIANTS = [*ONE_CALL, FED, {"input_feeding": True, "attentional_layer": True, "n_layers": 3}]
+FED_EARLY = {"input_feeding": True, "attentional_layer": True, "n_layers": 3, "early_attention": True}
+VARIANTS = [*ONE_CALL, FED, FED_EARLY]
 
 
 def make_model(seed: int = 0, **options) -> Seq2SeqLSTM:
@@ -189,6 +191,27 @@ def test_input_feeding_gives_the_last_attentional_vector_to_the_next_input():
             torch.testing.assert_close(logits[row, t], expected, atol=1e-5, rtol=0)
 
 
+def test_early_attention_gives_the_first_layers_context_to_the_layers_above():
+    """Against torch's LSTM cells and attention one sentence at a time, written out."""
+    model, (source, target, _) = make_model(n_layers=3, early_attention=True), make_batch()
+    state = model.begin_decoding(source)
+    logits = model.logits(source, target)
+    cells = [nn.LSTMCell(24 if i == 0 else 48, 24) for i in range(3)]
+    for cell, layer in zip(cells, model.decoder_layers, strict=True):
+        cell.load_state_dict({name.removesuffix("_l0"): p for name, p in layer.state_dict().items()})
+    for row, length in enumerate(LENGTHS):
+        memory = state.memory[row, :length]
+        past = [(hidden[:, row], cell[:, row]) for hidden, cell in state.layers]
+        for t in range(7):
+            x = model.target_embedding.weight[target[row, t]][None]
+            past[0] = cells[0](x, past[0])
+            context = torch.softmax(memory @ past[0][0][0], 0) @ memory
+            past[1] = cells[1](torch.cat([past[0][0], context[None]], 1), past[1])
+            past[2] = cells[2](torch.cat([past[1][0], context[None]], 1), past[2])
+            expected = model.output.weight @ torch.cat([context, past[2][0][0]])
+            torch.testing.assert_close(logits[row, t], expected, atol=1e-5, rtol=0)
+
+
 # --- scheduled sampling ---
 
 
@@ -309,5 +332,7 @@ def test_wrong_options_are_refused():
         Seq2SeqLSTM(50, 60, tied_embeddings="three-way")
     with pytest.raises(ValueError, match="attentional_layer"):
         Seq2SeqLSTM(50, 50, input_feeding=True)
+    with pytest.raises(ValueError, match="two layers"):
+        Seq2SeqLSTM(50, 50, n_layers=1, early_attention=True)
     with pytest.raises(ValueError, match="probability"):
         Seq2SeqLSTM(50, 50, teacher_forcing_ratio=1.5)
