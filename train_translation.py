@@ -159,7 +159,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     "de-en-lstm": (
         "the same by a small LSTM over whole words: 2+2 layers, embeddings 64, hidden 128",
         Config(**DE_EN, recipe="de-en-lstm", model="lstm", tied_embeddings="none", tokenizer="word",
-               vocab_size=50_000, min_frequency=5, max_len=48, label_smoothing=0.0, epochs=10, lr=5e-3),
+               vocab_size=50_000, min_frequency=5, max_len=48, label_smoothing=0.0, epochs=20, lr=5e-3),
     ),
     "de-en-lstm-strong": (
         "the same by a wider LSTM: BPE, early attention, small updates, tied embeddings, label smoothing",
