@@ -122,6 +122,10 @@ def _shown(key: str, record: dict) -> str:
     return f"{text} (n = {len(record['seeds'])})" if "seeds" in record else text
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
+
+
 def results_table() -> str:
     """README's table: a row a record."""
     rows = ["| what | script and recipe | test | training time | hardware | precision | commit |", "|" + "---|" * 7]
@@ -134,7 +138,7 @@ def results_table() -> str:
         test = ", ".join(_shown(key, record) for key in SHOWN if key in n)
         rows.append(
             f"| [{record['note']}](results/{path.name}) | `{script} {record['recipe']}` | {test} | "
-            f"{n['train_seconds'] / 60:.1f} min | {record['hardware']} | {n['mixed_precision']} | "
+            f"{_duration(n['train_seconds'])} | {record['hardware']} | {n['mixed_precision']} | "
             f"`{(record['commit'] or 'none')[:10]}` |"
         )
     return "\n".join(rows)

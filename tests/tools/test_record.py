@@ -51,7 +51,7 @@ def test_seeds_are_averaged_with_their_standard_deviation(run, tmp_path):
     assert [r["test/accuracy"] for r in written["runs"]] == [0.94, 0.95, 0.93]
     curves = (tmp_path / "results" / "seeds.metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in curves] == [{"seed": seed, "step": 1} for seed in (3, 4, 5)]
-    assert "accuracy 94.00 ± 1.00 % (n = 3)" in record.results_table()
+    assert "accuracy 94.00 ± 1.00 % (n = 3)" in record.results_table() and "| 4.0 s |" in record.results_table()
 
     (runs[1] / "config.json").write_text(json.dumps({"seed": 4, "recipe": "other"}))
     with pytest.raises(UsageError, match="differ in recipe"):
