@@ -159,13 +159,13 @@ RECIPES: dict[str, tuple[str, Config]] = {
     "de-en-lstm": (
         "the same by a small LSTM over whole words: 2+2 layers, embeddings 64, hidden 128",
         Config(**DE_EN, recipe="de-en-lstm", model="lstm", tied_embeddings="none", tokenizer="word",
-               vocab_size=50_000, min_frequency=5, max_len=48, label_smoothing=0.0, epochs=20, lr=5e-3),
+               vocab_size=50_000, min_frequency=5, max_len=48, label_smoothing=0.0, epochs=10, lr=5e-3),
     ),
     "de-en-lstm-strong": (
-        "the same by a wider LSTM: BPE, early attention, small updates, tied embeddings, label smoothing",
-        Config(**DE_EN, recipe="de-en-lstm-strong", model="lstm", embedding_dim=256, hidden_size=256, dropout=0.3,
-               tied_embeddings="output", attentional_layer=True, early_attention=True, vocab_size=4000,
-               max_tokens=1024, epochs=13, lr=4e-3),
+        "the same by a wider LSTM: BPE, early attention, tied embeddings, label smoothing",
+        Config(**DE_EN, recipe="de-en-lstm-strong", model="lstm", embedding_dim=320, hidden_size=320, dropout=0.2,
+               tied_embeddings="output", attentional_layer=True, early_attention=True, vocab_size=3000,
+               max_tokens=3072, epochs=6, lr=7e-3),
     ),
 }  # fmt: skip
 
