@@ -138,8 +138,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
             recipe="cifar10", dataset="uoft-cs/cifar10", image_size=32, channels=3, flip=True,
             likelihood="logistic_mixture", n_mixtures=3, batch_size=32, latent_dim=128, patch_size=2,
             spatial_latents=((8, 8), (16, 16)), width=48, narrow_posteriors=True, kl_warmup=0.8,
-            free_bits=50, classifier_weight=50, classifier_noise=0.8, classifier_pooling=2,
-            picture_temperature=0, epochs=7, evaluate_every=2, iw_samples=10, log_every=500, judge_epochs=10,
+            free_bits=50, classifier_weight=100, classifier_noise=0.8, classifier_pooling=2,
+            picture_temperature=0.3, epochs=7, evaluate_every=2, iw_samples=10, log_every=500, judge_epochs=10,
         ),
     ),
 }  # fmt: skip
