@@ -314,7 +314,7 @@ def main(config: Config) -> None:
     window = MetricWindow(accelerator, ("train/loss", "train/accuracy"), rate="train/images_per_second")
     set_seed(config.seed, device_specific=True)
     if checkpoint:
-        state = load_checkpoint(accelerator, model, checkpoint, ema)
+        state = load_checkpoint(accelerator, model, checkpoint, ema, config.optimizer)
         window.load(state["window"])
     if config.find_lr:
         return find_lr(accelerator, model, optimizer, augmenter, train_labels, config)

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
@@ -29,7 +28,7 @@ from data.errors import DataError
 from data.parallel_text import ParallelText
 from data.tokenization import BOS_ID, EOS_ID, PAD_ID, TextTokenizer
 from data.translation import TokenizedPairs, TranslationCorpus, load_splits
-from models.decoding import SpecialTokens, decode_in_batches, greedy_search
+from models.decoding import SpecialTokens, decode_in_batches
 from models.lstm import Seq2SeqLSTM
 from models.transformer import Transformer
 from training.checkpoints import (
@@ -45,10 +44,11 @@ from training.ema import EMA
 from training.errors import UsageError
 from training.lr_finder import lr_range_test, report_lr_range_test
 from training.metrics import MetricWindow
+from training.muon import MuonAdamW, muon_groups
 from training.profiling import profiler
 from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
 from training.schedules import one_cycle, set_lr
-from training.translation_figures import plot_translation_run
+from training.translation_figures import attention_examples, plot_translation_run
 from training.translation_scores import numbers, report_translations, score_translations, translate_in_shares
 
 SPECIAL = SpecialTokens(PAD_ID, begin=BOS_ID, end=EOS_ID)
@@ -104,6 +104,7 @@ class Config:
     # --- optimization
     epochs: int = 18  # passes over the training pairs
     max_train_steps: int = 0  # updates in all, instead of epochs; 0: by epochs
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for all matrices but embeddings and output
     lr: float = 1e-3  # peak of the one-cycle schedule
     pct_start: float = 0.2  # share of the updates that the rate rises for
     beta2: float = 0.98  # AdamW's second decay
@@ -173,6 +174,7 @@ TRANSFORMER_OPTIONS = ("d_model", "n_heads", "n_encoder_layers", "n_decoder_laye
                        "activation_dropout", "pre_norm", "positions")  # fmt: skip
 LSTM_OPTIONS = ("embedding_dim", "hidden_size", "n_layers", "attentional_layer", "early_attention",
                 "input_feeding", "teacher_forcing_ratio")  # fmt: skip
+STACKED = {"weight_ih": 4, "weight_hh": 4, "key_value": 2}  # matrices in one parameter: gates; keys and values
 
 
 def build_model(config: Config, source_vocab_size: int, target_vocab_size: int) -> Transformer | Seq2SeqLSTM:
@@ -185,6 +187,17 @@ def build_model(config: Config, source_vocab_size: int, target_vocab_size: int) 
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(f"--model {config.model}: {error}") from error
+
+
+def build_optimizer(model, config: Config, mixed_precision: str) -> torch.optim.Optimizer:
+    fused = mixed_precision != "fp16"  # fused hides from Accelerate that fp16 skipped a step
+    settings = {"lr": config.lr, "betas": (0.9, config.beta2), "weight_decay": config.weight_decay, "fused": fused}
+    if config.optimizer == "muon":
+        products = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
+        return MuonAdamW(muon_groups(model, model.output_weight, STACKED), **settings, dtype=products)
+    matrices = {"params": [p for p in model.parameters() if p.ndim > 1]}
+    vectors = {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}
+    return torch.optim.AdamW([matrices, vectors], **settings)
 
 
 def train_update(
@@ -269,18 +282,6 @@ def find_lr(accelerator, model, optimizer, planner, corpus: TranslationCorpus, c
     close_accelerator(accelerator)
 
 
-def attention_examples(model, corpus: TranslationCorpus, device: torch.device):
-    """Of three test sentences of some ten tokens: attention weights (H, T, S), source and target tokens."""
-    middling = np.argsort(np.abs(corpus.test.source.lengths - 10), kind="stable")[:3]
-    for sentence in middling.tolist():
-        source_ids = [*corpus.test.source[sentence].tolist(), EOS_ID]
-        source = torch.tensor([source_ids], device=device)
-        output = greedy_search(model, source, SPECIAL)[0]
-        weights = model.cross_attention_weights(source, torch.tensor([[BOS_ID, *output]], device=device))
-        target_tokens = corpus.target_tokenizer.tokens([*output, EOS_ID])
-        yield weights[0].cpu().numpy(), corpus.source_tokenizer.tokens(source_ids), target_tokens
-
-
 def main(config: Config) -> None:
     config = replace(config, output_dir=config.output_dir or f"runs/translation/{config.recipe}")
     for name in TRANSFORMER_OPTIONS if config.model == "lstm" else LSTM_OPTIONS:
@@ -321,14 +322,12 @@ def main(config: Config) -> None:
     if checkpoint:
         check_files(checkpoint, {f"{side}_tokenizer.json": t.to_json() for side, t in corpus.tokenizers.items()})
     ema = EMA(model.to(accelerator.device), config.ema_decay) if config.ema_decay > 0 else None
-    optimizer = torch.optim.AdamW(
-        [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
-         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}],
-        lr=config.lr, betas=(0.9, config.beta2),
-        fused=accelerator.mixed_precision != "fp16",  # fused hides from Accelerate that fp16 skipped a step
-    )  # fmt: skip
-    if ema is None and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise UsageError("a sharded model cannot decode: its averaged copy does, so --ema_decay must be above 0")
+    optimizer = build_optimizer(model, config, accelerator.mixed_precision)
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if sharded and (ema is None or config.optimizer == "muon"):
+        raise UsageError(
+            "of a sharded model only an averaged copy decodes (--ema_decay), and Muon needs whole matrices"
+        )
     if config.compile:
         model.compile(dynamic=True)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -337,7 +336,7 @@ def main(config: Config) -> None:
     window = MetricWindow(accelerator, ("train/loss", "train/nll"), rate="train/tokens_per_second")
     set_seed(config.seed, device_specific=True)  # from here on dropout differs between processes
     if checkpoint:
-        state = load_checkpoint(accelerator, model, checkpoint, ema)
+        state = load_checkpoint(accelerator, model, checkpoint, ema, config.optimizer)
         window.load(state["window"])
     if config.find_lr:
         return find_lr(accelerator, model, optimizer, planner, corpus, config)
@@ -439,7 +438,8 @@ def main(config: Config) -> None:
     if accelerator.is_main_process:
         figures = plot_translation_run(
             run.output_dir, {"source": planner.source_lengths, "target": planner.target_lengths},
-            planner.real_and_padding(first_epoch), attention_examples(evaluated, corpus, accelerator.device),
+            planner.real_and_padding(first_epoch),
+            attention_examples(evaluated, corpus, SPECIAL, accelerator.device),
         )  # fmt: skip
         run.log_figures(figures, state["step"])
     run.finish(summary, window.train_seconds, evaluated)

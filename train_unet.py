@@ -311,7 +311,7 @@ def train(config: Config) -> None:
     window = MetricWindow(accelerator, ("train/loss",), rate="train/images_per_second")
     set_seed(config.seed, device_specific=True)
     if checkpoint:
-        state = load_checkpoint(accelerator, model, checkpoint, ema)
+        state = load_checkpoint(accelerator, model, checkpoint, ema, config.optimizer)
         window.load(state["window"])
     if config.find_lr:
         return find_lr(accelerator, model, optimizer, augmenter, config)

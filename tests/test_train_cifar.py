@@ -154,6 +154,13 @@ def test_a_resume_on_other_data_is_refused(train, tmp_path, capsys):
     assert "data.json" in capsys.readouterr().err
 
 
+def test_a_resume_with_another_optimizer_is_refused(train, tmp_path, capsys):
+    assert train(tmp_path / "run", "--max_train_steps", "2", "--optimizer", "muon") == 0
+    capsys.readouterr()
+    assert train(tmp_path / "run", "--optimizer", "adamw", "--resume", "latest") == 2
+    assert "trained with --optimizer muon" in capsys.readouterr().err
+
+
 # --- equal updates
 
 

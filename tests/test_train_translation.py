@@ -160,6 +160,7 @@ def test_a_finished_run_resumes_to_its_end_at_no_cost(finished, model, train, tm
         ("transformer", ("--bpe_dropout", "0.2", "--gradient_accumulation_steps", "2")),
         ("lstm", ()),
         ("lstm", ("--attentional_layer", "--input_feeding", "--teacher_forcing_ratio", "0.5")),
+        ("lstm", ("--optimizer", "muon")),
     ],
 )
 def test_killed_anywhere_and_resumed_equals_uninterrupted_bit_for_bit(train, tmp_path, monkeypatch, model, flags):
@@ -253,6 +254,13 @@ def test_a_resume_from_another_model_or_vocabulary_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_resume_with_another_optimizer_is_refused(train, finished, model, tmp_path, capsys):
+    assert train(tmp_path / "run", "--resume", finished, "--optimizer", "muon", model=model) == 2
+    (shown,) = error_lines(capsys)
+    assert shown.startswith("error:") and "trained with --optimizer adamw" in shown
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_resume_from_the_other_kind_of_model_is_refused(train, finished, model, tmp_path, capsys):
     other = "lstm" if model == "transformer" else "transformer"
     assert train(tmp_path / "run", "--resume", finished, model=other) == 2
@@ -263,9 +271,10 @@ def test_a_resume_from_the_other_kind_of_model_is_refused(train, finished, model
 
 
 @pytest.mark.slow
-def test_two_processes_accumulation_and_a_doubled_batch_train_alike(train, tmp_path, files, model):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_processes_accumulation_and_a_doubled_batch_train_alike(train, tmp_path, files, model, optimizer):
     """Also counts each test sentence once on two processes, and resumes on one what two have trained."""
-    same = ("--dropout", "0", "--max_train_steps", "10", "--max_grad_norm", "0.5")
+    same = ("--dropout", "0", "--max_train_steps", "10", "--max_grad_norm", "0.5", "--optimizer", optimizer)
     process = launch(tmp_path / "two", files, *same, "--max_tokens", "128", config="cpu_2proc", model=model)
     accumulated = ("--max_tokens", "128", "--gradient_accumulation_steps", "2")
     assert train(tmp_path / "accumulated", *same, *accumulated, model=model) == 0
@@ -283,7 +292,7 @@ def test_two_processes_accumulation_and_a_doubled_batch_train_alike(train, tmp_p
         assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert summary(tmp_path / "two")["num_processes"] == 2
 
-    more = ("--dropout", "0", "--max_train_steps", "14", "--max_tokens", "256", "--resume", tmp_path / "two")
+    more = (*same, "--max_train_steps", "14", "--max_tokens", "256", "--resume", tmp_path / "two")
     assert train(tmp_path / "resumed", *more, model=model) == 0
     assert curve(tmp_path / "resumed")[-1]["step"] == 14
 
@@ -374,6 +383,8 @@ def test_profile_writes_table_and_trace(train, tmp_path, model, flags):
         ("lstm", ("--tokenizer", "word", "--min_frequency", "2", "--tied_embeddings", "none")),
         ("lstm", ("--attentional_layer", "--input_feeding", "--early_attention", "--n_layers", "2")),
         ("lstm", ("--teacher_forcing_ratio", "0", "--tokenizer", "unigram", "--mask_numbers")),
+        ("transformer", ("--optimizer", "muon", "--tied_embeddings", "output")),
+        ("lstm", ("--optimizer", "muon", "--early_attention", "--n_layers", "2")),
     ],
 )
 def test_options_train_and_evaluate(train, tmp_path, model, flags):
@@ -414,10 +425,12 @@ def test_patience_ends_a_run_that_gets_no_better(train, tmp_path, monkeypatch):
     assert max(line["step"] for line in curve(tmp_path / "run")) == 15
 
 
-def test_bf16_trains_close_to_fp32(train, tmp_path, monkeypatch, model):
-    assert train(tmp_path / "fp32", "--max_train_steps", "16", "--dropout", "0", model=model) == 0
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_bf16_trains_close_to_fp32(train, tmp_path, monkeypatch, model, optimizer):
+    flags = ("--max_train_steps", "16", "--dropout", "0", "--optimizer", optimizer)
+    assert train(tmp_path / "fp32", *flags, model=model) == 0
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert train(tmp_path / "bf16", "--max_train_steps", "16", "--dropout", "0", model=model) == 0
+    assert train(tmp_path / "bf16", *flags, model=model) == 0
     assert summary(tmp_path / "bf16")["mixed_precision"] == "bf16"
     assert summary(tmp_path / "bf16")["test/nll"] == pytest.approx(summary(tmp_path / "fp32")["test/nll"], abs=0.05)
     assert summary(tmp_path / "bf16")["test/nll"] != summary(tmp_path / "fp32")["test/nll"]

@@ -143,6 +143,13 @@ def test_all_trains_the_variants_compares_them_and_resumes_after_a_kill(train, t
             assert torch.equal(tensor, final_weights(tmp_path / "killed" / name)[key]), (name, key)
 
 
+def test_a_resume_with_another_optimizer_is_refused(train, tmp_path, capsys):
+    assert train(tmp_path / "run", "--max_train_steps", "2", "--optimizer", "muon") == 0
+    capsys.readouterr()
+    assert train(tmp_path / "run", "--optimizer", "adamw", "--resume", "latest") == 2
+    assert "trained with --optimizer muon" in capsys.readouterr().err
+
+
 def test_all_refuses_to_resume_from_one_run(train, tmp_path, capsys):
     assert train(tmp_path / "all", "--resume", tmp_path, recipe="all") == 2
     assert "--resume" in capsys.readouterr().err

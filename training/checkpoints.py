@@ -186,13 +186,22 @@ def set_aside_after(run_dir: Path, step: int) -> None:
 
 
 def load_checkpoint(
-    accelerator: Accelerator, model: torch.nn.Module, checkpoint: Path, ema: EMA | None = None
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    checkpoint: Path,
+    ema: EMA | None = None,
+    optimizer: str | None = None,
 ) -> dict:
     """Restore model, optimizer, scaler, random states and EMA in place; called by all processes.
 
-    Returns the saved `state`. Raises UsageError when the weights do not fit the model.
+    Returns the saved `state`. Raises UsageError when the weights do not fit the model, or when the checkpoint is of
+    another `--optimizer`: its averages would be taken for this one's.
     """
     check_weights_fit(accelerator.unwrap_model(model), checkpoint)
+    state = read_state(checkpoint)
+    trained_with = state.get("config", {}).get("optimizer", optimizer)
+    if trained_with != optimizer:
+        raise UsageError(f"{checkpoint} was trained with --optimizer {trained_with}: resume it with the same")
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
     def load_plain_names(models, input_dir):
@@ -217,7 +226,7 @@ def load_checkpoint(
         if not (checkpoint / AVERAGED).exists():
             raise UsageError(f"{checkpoint} holds no EMA weights: resume it with --ema_decay 0")
         ema.load_state_dict(load_file(checkpoint / AVERAGED))
-    return read_state(checkpoint)
+    return state
 
 
 def check_weights_fit(model: torch.nn.Module, checkpoint: Path) -> None:

@@ -1,24 +1,26 @@
-"""Muon for convolution filters, Nesterov SGD for everything else, in one optimizer."""
+"""Muon for filters and matrices, Nesterov SGD or AdamW for everything else, in one optimizer."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.adamw import adamw
 
 
 def orthogonalize(matrix: Tensor, n_steps: int = 3, eps: float = 1e-7) -> Tensor:
-    """The matrix (n, m) with its singular values moved towards one, in its own dtype.
+    """The matrix (n, m), or each of (..., n, m), with its singular values moved towards one, in its own dtype.
 
     Newton-Schulz iteration of the quintic 3.4445 x - 4.7750 x^3 + 2.0315 x^5, which takes small singular values
     up fastest and ends between about 0.7 and 1.2 (Jordan et al., Muon: https://kellerjordan.github.io/posts/muon/).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = matrix if wide else matrix.T
-    x = x / (x.norm() + eps)
+    x = matrix.reshape(-1, *matrix.shape[-2:])
+    wide = x.shape[1] <= x.shape[2]
+    x = x if wide else x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + eps)
     for _ in range(n_steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if wide else x.T
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x if wide else x.mT).reshape(matrix.shape)
 
 
 class Muon(Optimizer):
@@ -84,3 +86,95 @@ class Muon(Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
         return state["momentum_buffer"]
+
+
+def muon_groups(model: nn.Module, head: Tensor, stacked: dict[str, int]) -> list[dict]:
+    """The parameters of `model` in groups for `MuonAdamW`, of which Muon moves all matrices inside the model.
+
+    AdamW moves embeddings and `head`, whose rows are words each by itself, and vectors, without weight decay.
+    stacked: how many matrices lie one on the other in a parameter with that part in its name.
+    """
+    words = {head, *(module.weight for module in model.modules() if isinstance(module, nn.Embedding))}
+    rows, vectors, inner = [], [], {}
+    for name, p in model.named_parameters():
+        if p.ndim <= 1:
+            vectors.append(p)
+        elif p in words:
+            rows.append(p)
+        else:
+            inner.setdefault(next((n for part, n in stacked.items() if part in name), 1), []).append(p)
+    groups = [{"params": matrices, "orthogonal": True, "n_blocks": n} for n, matrices in inner.items()]
+    return [{"params": rows}, {"params": vectors, "weight_decay": 0.0}, *groups]
+
+
+class MuonAdamW(Optimizer):
+    """torch's AdamW, but for groups with `orthogonal=True`: they hold matrices, which follow Muon.
+
+    Their update is the orthogonalized Nesterov momentum, each of the `n_blocks` equal blocks of a matrix's rows
+    by itself (an LSTM's four gates), times 0.2 sqrt(max(n, m)) for a block (n, m). That is AdamW's usual root
+    mean square, so one `lr` and one `weight_decay` do for both kinds (Liu et al. 2025, arXiv 2502.16982, section
+    2.2). As in `Muon`, one optimizer gives Accelerate one state and one gradient scaler.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.01,
+        momentum: float = 0.95,
+        n_steps: int = 5,
+        dtype: torch.dtype = torch.float32,
+        fused: bool = False,
+    ):
+        """`betas` and `fused` are AdamW's; `momentum`, `n_steps` and `dtype` (of the matrix products) Muon's."""
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "fused": fused}
+        defaults |= {"orthogonal": False, "momentum": momentum, "n_steps": n_steps, "n_blocks": 1}
+        super().__init__(params, defaults)
+        self.dtype = dtype
+        for group in self.param_groups:
+            for p in group["params"] if group["orthogonal"] else []:
+                if p.ndim != 2 or len(p) % group["n_blocks"]:
+                    raise ValueError(
+                        f"shape {tuple(p.shape)} is no matrix of {group['n_blocks']} equal blocks of rows"
+                    )
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params and group["orthogonal"]:
+                self._step_matrices(params, group)
+            elif params:
+                self._step_others(params, group)
+        return loss
+
+    def _step_others(self, params: list[Tensor], group: dict) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["step"] = torch.zeros((), device=p.device)
+                self.state[p] |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        kept = [[self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq", "step")]
+        exp_avgs, exp_avg_sqs, steps = kept
+        beta1, beta2 = group["betas"]
+        adamw(
+            params, [p.grad for p in params], exp_avgs, exp_avg_sqs, [], steps, fused=group["fused"], amsgrad=False,
+            beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=1e-8, maximize=False,
+        )  # fmt: skip
+
+    def _step_matrices(self, params: list[Tensor], group: dict) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        grads, buffers = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+        updates = torch._foreach_lerp(grads, buffers, group["momentum"])
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        for p, update in zip(params, updates, strict=True):
+            blocks = update.to(self.dtype).unflatten(0, (group["n_blocks"], -1))
+            direction = orthogonalize(blocks, group["n_steps"]).view(p.shape)
+            p.add_(direction, alpha=-group["lr"] * 0.2 * max(blocks.shape[1:]) ** 0.5)

@@ -4,7 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from data.translation import TranslationCorpus
+from models.decoding import SpecialTokens, greedy_search
 from training.figures import plot_attention, plot_curves, plot_length_histogram
 
 PANELS = {
@@ -13,6 +16,18 @@ PANELS = {
     "bleu": ["valid/bleu"],
     "throughput": ["train/tokens_per_second"],
 }
+
+
+def attention_examples(model, corpus: TranslationCorpus, special: SpecialTokens, device: torch.device):
+    """Of three test sentences of some ten tokens: attention weights (H, T, S), source and target tokens."""
+    middling = np.argsort(np.abs(corpus.test.source.lengths - 10), kind="stable")[:3]
+    for sentence in middling.tolist():
+        source_ids = [*corpus.test.source[sentence].tolist(), special.end]
+        source = torch.tensor([source_ids], device=device)
+        output = greedy_search(model, source, special)[0]
+        weights = model.cross_attention_weights(source, torch.tensor([[special.begin, *output]], device=device))
+        target_tokens = corpus.target_tokenizer.tokens([*output, special.end])
+        yield weights[0].cpu().numpy(), corpus.source_tokenizer.tokens(source_ids), target_tokens
 
 
 def plot_translation_run(

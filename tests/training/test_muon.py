@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from training.muon import Muon, orthogonalize
+from training.muon import Muon, MuonAdamW, muon_groups, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
@@ -67,3 +67,135 @@ def test_in_bf16_the_update_is_the_same_to_its_precision_and_weights_stay_fp32()
 def test_vectors_cannot_be_orthogonalized():
     with pytest.raises(ValueError, match="vectors"):
         Muon([{"params": [torch.nn.Parameter(torch.zeros(3))], "orthogonal": True}], lr=0.1)
+
+
+def test_a_batch_is_orthogonalized_matrix_by_matrix():
+    torch.manual_seed(0)
+    for shape in ((3, 8, 20), (3, 20, 8)):
+        batch = torch.randn(shape) * torch.tensor([1.0, 10.0, 0.1])[:, None, None]
+        one_by_one = torch.stack([orthogonalize(matrix) for matrix in batch])
+        torch.testing.assert_close(orthogonalize(batch), one_by_one)
+
+
+def some_parameters() -> list[torch.nn.Parameter]:
+    """An LSTM's matrix of four gates, a lying and a standing matrix, a table and a bias."""
+    torch.manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(shape)) for shape in ((32, 12), (6, 9), (9, 6), (20, 6), (9,))]
+
+
+def muon_adamw(parameters: list[torch.nn.Parameter]) -> MuonAdamW:
+    gates, lying, standing, table, bias = parameters
+    groups = [
+        {"params": [gates], "orthogonal": True, "n_blocks": 4},
+        {"params": [lying, standing], "orthogonal": True, "weight_decay": 0.0},
+        {"params": [table]},
+        {"params": [bias], "weight_decay": 0.0},
+    ]
+    return MuonAdamW(groups, 0.1, (0.9, 0.98))
+
+
+def set_gradients(*sets: list[torch.nn.Parameter]) -> None:
+    for same in zip(*sets, strict=True):
+        gradient = torch.randn_like(same[0])
+        for p in same:
+            p.grad = gradient.clone()
+
+
+def test_muon_adamw_moves_tables_and_vectors_as_torchs_adamw():
+    ours = some_parameters()
+    theirs = copy.deepcopy(ours)
+    optimizer = muon_adamw(ours)
+    adamw = torch.optim.AdamW(
+        [{"params": theirs[3:4]}, {"params": theirs[4:], "weight_decay": 0.0}], 0.1, (0.9, 0.98)
+    )
+    for _ in range(5):
+        set_gradients(ours, theirs)
+        optimizer.step()
+        adamw.step()
+    for a, b in zip(ours[3:], theirs[3:], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_muon_adamw_moves_each_block_by_its_own_orthogonalized_momentum():
+    parameters = some_parameters()
+    expected = [p.detach().clone() for p in parameters[:3]]
+    buffers = [torch.zeros_like(p) for p in expected]
+    optimizer = muon_adamw(parameters)
+    for _ in range(3):
+        set_gradients(parameters)
+        optimizer.step()
+        for i, n_blocks in enumerate((4, 1, 1)):
+            gradient = parameters[i].grad
+            buffers[i] = 0.95 * buffers[i] + 0.05 * gradient
+            updates = (0.05 * gradient + 0.95 * buffers[i]).chunk(n_blocks)
+            longer_side = max(updates[0].shape)
+            update = torch.cat([orthogonalize(update, 5) for update in updates]) * 0.2 * longer_side**0.5
+            decay = 0.01 if i == 0 else 0.0  # AdamW's default, and what the second group says
+            expected[i] = expected[i] * (1 - 0.1 * decay) - 0.1 * update
+            torch.testing.assert_close(parameters[i].detach(), expected[i], atol=1e-5, rtol=1e-4)
+
+
+def test_the_root_mean_square_of_a_muon_update_is_that_of_adamws():
+    for shape in ((64, 64), (64, 256), (256, 64)):
+        p = torch.nn.Parameter(torch.zeros(shape))
+        p.grad = torch.randn(shape)
+        MuonAdamW([{"params": [p], "orthogonal": True}], 1.0, (0.9, 0.98)).step()
+        assert 0.15 < p.detach().square().mean().sqrt() < 0.25
+
+
+def test_muon_adamw_goes_on_from_its_state_bit_for_bit():
+    straight, resumed = some_parameters(), some_parameters()
+    optimizer = muon_adamw(straight)
+    gradients = []
+    for _ in range(4):
+        set_gradients(straight)
+        gradients.append([p.grad.clone() for p in straight])
+    saved = muon_adamw(resumed).state_dict()
+    for start, end in ((0, 2), (2, 4)):
+        restarted = muon_adamw(resumed)
+        restarted.load_state_dict(saved)
+        for step in range(start, end):
+            for parameters, opt in ((straight, optimizer), (resumed, restarted)):
+                for p, gradient in zip(parameters, gradients[step], strict=True):
+                    p.grad = gradient.clone()
+                opt.step()
+        saved = copy.deepcopy(restarted.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(straight, resumed, strict=True))
+
+
+@pytest.mark.parametrize(("shape", "n_blocks"), [((3,), 1), ((6, 4), 4), ((4, 2, 3, 3), 1)])
+def test_muon_adamw_refuses_what_is_no_matrix_of_equal_blocks(shape, n_blocks):
+    group = {"params": [torch.nn.Parameter(torch.zeros(shape))], "orthogonal": True, "n_blocks": n_blocks}
+    with pytest.raises(ValueError, match="equal blocks"):
+        MuonAdamW([group], 0.1, (0.9, 0.98))
+
+
+def test_muon_groups_hold_every_parameter_once_and_gates_as_four_blocks():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = torch.nn.Embedding(20, 6)
+            self.lstm = torch.nn.LSTM(6, 8, bidirectional=True)
+            self.query, self.key_value = torch.nn.Linear(8, 8), torch.nn.Linear(8, 16, bias=False)
+            self.head = torch.nn.Linear(8, 20)
+
+    model = Model()
+    names = {p: name for name, p in model.named_parameters()}
+    groups = muon_groups(model, model.head.weight, {"weight_ih": 4, "weight_hh": 4, "key_value": 2})
+    found = {
+        (group.get("orthogonal", False), group.get("n_blocks"), group.get("weight_decay")): {
+            names[p] for p in group["params"]
+        }
+        for group in groups
+    }
+    gates = {name for name in names.values() if "lstm.weight" in name}
+    assert len(gates) == 4
+    assert found == {
+        (False, None, None): {"embedding.weight", "head.weight"},
+        (False, None, 0.0): {name for name in names.values() if "bias" in name},
+        (True, 4, None): gates,
+        (True, 2, None): {"key_value.weight"},
+        (True, 1, None): {"query.weight"},
+    }
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    MuonAdamW(groups, 0.1)  # fits
