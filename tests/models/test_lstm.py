@@ -88,6 +88,24 @@ def test_what_stands_at_padding_cannot_be_seen_and_gets_no_gradient(dtype):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("input_size", [5, 7, 8, 13])
+def test_the_encoders_kernel_gets_a_multiple_of_8_inputs_and_the_same_outputs(monkeypatch, input_size):
+    torch.manual_seed(0)
+    layer, x = BidirectionalLayer(input_size, 8), torch.randn(3, 4, input_size)
+    widths, genuine = [], torch.lstm
+
+    def recording(x, *args, **options):
+        widths.append(x.shape[2])
+        return genuine(x, *args, **options)
+
+    monkeypatch.setattr(torch, "lstm", recording)
+    outputs, hidden, _ = layer(x, torch.zeros(3, 4, dtype=torch.bool))
+    assert len(widths) == 1 and widths[0] % 8 == 0 and input_size < widths[0] <= input_size + 8
+    expected, (last, _) = layer.lstm(x)
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(hidden, torch.cat([last[0], last[1]], 1))
+
+
 @pytest.mark.parametrize("options", VARIANTS)
 def test_a_padded_position_never_changes_a_logit_or_a_loss(options):
     model, (source, target, labels) = make_model(**options), make_batch()
