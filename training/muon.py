@@ -176,5 +176,5 @@ class MuonAdamW(Optimizer):
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, update in zip(params, updates, strict=True):
             blocks = update.to(self.dtype).unflatten(0, (group["n_blocks"], -1))
-            direction = orthogonalize(blocks, group["n_steps"]).view(p.shape)
+            direction = orthogonalize(blocks, group["n_steps"]).reshape(p.shape)
             p.add_(direction, alpha=-group["lr"] * 0.2 * max(blocks.shape[1:]) ** 0.5)

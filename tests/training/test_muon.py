@@ -77,10 +77,10 @@ def test_a_batch_is_orthogonalized_matrix_by_matrix():
         torch.testing.assert_close(orthogonalize(batch), one_by_one)
 
 
-def some_parameters() -> list[torch.nn.Parameter]:
+def some_parameters(gates: tuple[int, int] = (32, 12)) -> list[torch.nn.Parameter]:
     """An LSTM's matrix of four gates, a lying and a standing matrix, a table and a bias."""
     torch.manual_seed(0)
-    return [torch.nn.Parameter(torch.randn(shape)) for shape in ((32, 12), (6, 9), (9, 6), (20, 6), (9,))]
+    return [torch.nn.Parameter(torch.randn(shape)) for shape in (gates, (6, 9), (9, 6), (20, 6), (9,))]
 
 
 def muon_adamw(parameters: list[torch.nn.Parameter]) -> MuonAdamW:
@@ -116,8 +116,9 @@ def test_muon_adamw_moves_tables_and_vectors_as_torchs_adamw():
         assert torch.equal(a, b)
 
 
-def test_muon_adamw_moves_each_block_by_its_own_orthogonalized_momentum():
-    parameters = some_parameters()
+@pytest.mark.parametrize("gates", [(32, 12), (32, 8), (32, 5)])  # lying, square and standing ones
+def test_muon_adamw_moves_each_block_by_its_own_orthogonalized_momentum(gates):
+    parameters = some_parameters(gates)
     expected = [p.detach().clone() for p in parameters[:3]]
     buffers = [torch.zeros_like(p) for p in expected]
     optimizer = muon_adamw(parameters)
