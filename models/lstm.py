@@ -44,7 +44,7 @@ class BidirectionalLayer(nn.Module):
     but they need the lengths on the host, and on a CPU they leave oneDNN's kernel.
     Here one more input, 1 at padding, shuts the input and output gates and holds the forget gate open. So
     the cell keeps its value there, the output is 0, and no gradient arises, all exactly. Zeros fill the inputs up
-    to a multiple of 8: of an odd number of them, oneDNN's bf16 kernel makes up to six times the work.
+    to a multiple of 8: for an odd number of them, oneDNN's bf16 kernel takes up to five times as long.
     """
 
     def __init__(self, input_size: int, hidden_size: int):
