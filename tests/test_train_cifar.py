@@ -178,8 +178,8 @@ def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path):
     assert process.returncode == 0, err
     expected = final_weights(tmp_path / "doubled")
     for name, tensor in final_weights(tmp_path / "two").items():
-        # Statistics of a few images amplify the rounding of sums in another order: by up to 2e-4 on one processor.
-        tolerance = 2e-3 if "running" in name else 3e-4
+        # Statistics of a few images in late layers amplify the rounding of sums in another order.
+        tolerance = 2e-3 if "running" in name else 5e-5
         torch.testing.assert_close(tensor, expected[name], atol=tolerance, rtol=0, msg=name)
     two, doubled = summary(tmp_path / "two"), summary(tmp_path / "doubled")
     assert two["num_processes"] == 2 and two["test/n_images"] == doubled["test/n_images"] == 1000
