@@ -326,7 +326,7 @@ def main(config: Config) -> None:
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if sharded and (ema is None or config.optimizer == "muon"):
         raise UsageError(
-            "of a sharded model only an averaged copy decodes (--ema_decay), and Muon needs whole matrices"
+            "a sharded model is decoded by its average, --ema_decay, and trained with --optimizer adamw"
         )
     if config.compile:
         model.compile(dynamic=True)
