@@ -1,19 +1,61 @@
-"""Results that are slow to compute, kept on disk under a hash of what they are computed from."""
+"""Results that are slow to compute, kept on disk under a hash of what they are computed from.
+
+The cache is only a saving: a damaged entry is made anew, and where the folder can be neither read nor written
+a run does without it. One line on stderr then says so.
+"""
 
 import hashlib
 import json
 import os
+import shutil
+import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from data.errors import DataError
+
+T = TypeVar("T")
+
 
 def cache_dir() -> Path:
-    """`$ONECYCLE_CACHE`, else `~/.cache/onecycle`."""
-    return Path(os.environ.get("ONECYCLE_CACHE") or Path.home() / ".cache" / "onecycle")
+    """`$ONECYCLE_CACHE`, else `~/.cache/onecycle`. Raises DataError where there is no home folder to begin at."""
+    named = os.environ.get("ONECYCLE_CACHE") or "~/.cache/onecycle"
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"no home folder for the cache {named}: set ONECYCLE_CACHE to a folder") from error
+
+
+def writable_cache_dir(needs_bytes: int) -> Path:
+    """`cache_dir()`, or a temporary folder of this user where that one has no room for so much.
+
+    For what has to lie on disk somewhere, such as a downloaded file. All processes of a machine get the same
+    folder. Raises DataError if there is no room in the temporary folder either.
+    """
+    temporary = Path(tempfile.gettempdir()) / f"onecycle-{os.getuid()}"
+    problems = []
+    for folder in (cache_dir, lambda: temporary):
+        try:
+            path = folder()
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if path == temporary and path.stat().st_uid != os.getuid():  # anyone may write to /tmp
+                raise DataError(f"{path} is another user's")
+            with tempfile.TemporaryFile(dir=path):
+                pass
+            free = shutil.disk_usage(path).free
+            if free < needs_bytes:
+                raise DataError(f"{path} has {free >> 20} MiB free, {needs_bytes >> 20} are needed")
+        except (OSError, DataError) as error:
+            problems.append(_reason(error))
+            continue
+        if problems:
+            _say_once(f"the cache cannot be used ({problems[0]}): {path} takes its place")
+        return path
+    raise DataError(f"{'; '.join(problems)}: set ONECYCLE_CACHE to a folder that has room")
 
 
 def content_key(settings: dict, parts: Iterable[str | bytes]) -> str:
@@ -26,38 +68,103 @@ def content_key(settings: dict, parts: Iterable[str | bytes]) -> str:
 
 
 def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Other processes see the whole file or none, also when several write the same one at once."""
+    """Other processes see the whole file or none, also when several write the same one at once.
+
+    So does what comes after a power cut: the content is on the disk before the name is.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp" + path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
         write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def cached_text(key: str, build: Callable[[], str]) -> str:
-    """The string stored under `key`, built and stored on the first call."""
-    path = cache_dir() / f"{key}.json"
-    if not path.exists():
-        text = build()
-        replace_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
-    return path.read_text(encoding="utf-8")
+def cached_text(key: str, build: Callable[[], str], parse: Callable[[str], T] = str) -> T:
+    """`parse` of the string stored under `key`, which is built and stored on the first call.
+
+    A string for which `parse` raises an error is damaged, like one whose checksum differs.
+    """
+
+    def read(path: Path) -> T:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        if hashlib.sha256(entry["text"].encode()).hexdigest() != entry["sha256"]:
+            raise ValueError("its checksum differs")
+        return parse(entry["text"])
+
+    def write(path: Path, text: str) -> None:
+        entry = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "text": text}
+        path.write_text(json.dumps(entry), encoding="utf-8")
+
+    return _cached(f"{key}.json", read, build, write, parse)
 
 
 def cached_arrays(
     key: str, names: Sequence[str], build: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """The named arrays stored under `key`, built and stored on the first call; a damaged file is rebuilt."""
-    path = cache_dir() / f"{key}.npz"
-    if path.exists():
-        try:
-            with path.open("rb") as file, np.load(file) as arrays:
-                return {name: arrays[name] for name in names}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            path.unlink(missing_ok=True)
-    arrays = build()
-    replace_atomically(path, lambda p: np.savez(p, **arrays))
-    return arrays
+    """The named arrays stored under `key`, built and stored on the first call."""
+
+    def read(path: Path) -> dict[str, np.ndarray]:
+        with path.open("rb") as file, np.load(file) as arrays:  # the format has checksums of its own
+            return {name: arrays[name] for name in names}
+
+    def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+        np.savez(path, **arrays)
+
+    return _cached(f"{key}.npz", read, build, write, lambda arrays: arrays)
+
+
+def _cached(
+    name: str,
+    read: Callable[[Path], T],
+    build: Callable[[], object],
+    write: Callable[[Path, object], None],
+    finish: Callable[[object], T],
+) -> T:
+    """What `read` makes of the file `name` in the cache, or `finish` of what is built and written there."""
+    try:
+        path = cache_dir() / name
+    except DataError as error:
+        _say_once(f"no cache is used ({_reason(error)})")
+        return finish(build())
+    try:
+        return read(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        _say_once(f"the cache cannot be read ({_reason(error)}): set ONECYCLE_CACHE to a folder of your own")
+    except Exception as error:  # what a damaged file makes json, zipfile, numpy and `parse` raise
+        _say_once(
+            f"the cache's {path} is damaged ({_reason(error)}): made anew; ONECYCLE_CACHE names another cache"
+        )
+    built = build()
+    try:
+        replace_atomically(path, lambda temporary: write(temporary, built))
+    except OSError as error:
+        _say_once(
+            f"nothing can be kept in the cache ({_reason(error)}): the run does without; "
+            "set ONECYCLE_CACHE to a folder that can be written"
+        )
+    return finish(built)
+
+
+_said = False
+
+
+def _say_once(warning: str) -> None:
+    """A line on stderr, the first time: a cache that cannot be used fails for every entry alike."""
+    global _said
+    if not _said and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    _said = True
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or cache_dir()}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

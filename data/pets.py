@@ -8,6 +8,7 @@ From the official tarballs or from a folder in their layout:
     annotations/test.txt
 """
 
+import errno
 import hashlib
 import io
 import itertools
@@ -45,6 +46,9 @@ _FROM_DISK = np.array([0, PET, BACKGROUND, BORDER], np.uint8)  # by the value on
 _LAYOUT = (
     "images/NAME.jpg with annotations/trimaps/NAME.png, annotations/trainval.txt and annotations/test.txt, "
     "or the official images.tar.gz and annotations.tar.gz"
+)
+_WAYS_OUT_OF_THE_CACHE = (
+    "set ONECYCLE_CACHE to a folder with a gigabyte of room, or give --data_dir with the unpacked folders"
 )
 
 
@@ -298,8 +302,7 @@ def _extracted(archive: Path, part: str) -> Path:
             except (tarfile.TarError, OSError) as error:
                 if not folder.is_dir():  # else another process was first
                     raise DataError(
-                        f"cannot unpack {archive} into {folder} ({reason(error)}): "
-                        "make room there, or set ONECYCLE_CACHE to a folder that has it"
+                        f"cannot unpack {archive} into {folder} ({reason(error)}): {_WAYS_OUT_OF_THE_CACHE}"
                     ) from error
     return folder
 
@@ -307,9 +310,13 @@ def _extracted(archive: Path, part: str) -> Path:
 @contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
     """A temporary folder on the same file system, so that what is in it can be renamed to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-        yield Path(temporary)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=path.parent)
+    except OSError as error:
+        raise DataError(f"cannot write to {path.parent} ({error.strerror}): {_WAYS_OUT_OF_THE_CACHE}") from error
+    with temporary as name:
+        yield Path(name)
 
 
 def _fetch(url: str, path: Path) -> None:
@@ -322,6 +329,8 @@ def _fetch(url: str, path: Path) -> None:
                     file.write(block)
                     bar.update(len(block))
     except (OSError, HTTPException) as error:  # URLError, timeouts and a full disk are OSErrors
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DataError(f"cannot write {path} ({error.strerror}): {_WAYS_OUT_OF_THE_CACHE}") from error
         raise DataError(
             f"cannot fetch {url} ({reason(error)}): connect to the network, or give --data_dir with a copy "
             f"({_LAYOUT}), or run the recipe demo, which needs no data"

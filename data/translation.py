@@ -143,7 +143,7 @@ class TranslationCorpus:
             def train() -> str:
                 return TextTokenizer.train(texts, **settings).to_json()
 
-            return TextTokenizer.from_json(cached_text(content_key({**settings, "format": 1}, texts), train))
+            return cached_text(content_key({**settings, "format": 2}, texts), train, TextTokenizer.from_json)
 
         train = splits.train
         if joint:

@@ -3,6 +3,7 @@
 Where no run is named, one is trained by that script, once, and kept in the cache.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.cache import cache_dir, content_key
+from data.cache import cache_dir, content_key, writable_cache_dir
+from data.errors import DataError
 from data.labelled_images import ImageSplits
 from data.seeding import seeded_generator
 from models.cvae_objective import Objective
@@ -23,6 +25,7 @@ from training.checkpoints import latest_checkpoint
 from training.errors import UsageError
 from training.run import sum_over_processes
 
+_JUDGE_BYTES = 100 << 20  # what a judge's run takes on disk, with some to spare
 SCRIPT = Path(__file__).resolve().parents[1] / "train_cifar.py"
 
 
@@ -75,7 +78,8 @@ def train_judge(
 ) -> Path:
     """The folder of a speed run of train_cifar.py on this data, trained on the first call: one process, all cores.
 
-    `fingerprint`: bytes that differ where the data does. Raises UsageError where the training fails.
+    It lies in the cache, or in a temporary folder where that has no room. `fingerprint`: bytes that differ where
+    the data does. Raises UsageError where the training fails, and DataError where neither folder has room.
     """
     flags = ["speedrun", "--dataset", dataset, "--epochs", str(epochs), "--tracker", "none"]
     if n_images * epochs < 250 * 2000:  # too few for the speed run's updates; its rates suit no smaller batch
@@ -84,8 +88,8 @@ def train_judge(
                   "--pct_start", "0.2"]  # fmt: skip
     if not in_colour:  # digits: they would mean something else in the mirror, and half the width is enough
         flags += ["--flip", "none", "--views", "one", "--speednet_widths", "32", "128", "128"]
-    run = cache_dir() / "judges" / content_key({"flags": flags}, fingerprint)
-    if (run / "summary.json").exists() and latest_checkpoint(run):
+    run = _judge_folder(Path("judges") / content_key({"flags": flags}, fingerprint))
+    if _is_finished(run):
         return run
     flags += ["--output_dir", str(run), *(["--data_dir", data_dir] if data_dir else [])]
     print(f"training a classifier to judge by, once: {SCRIPT.name} {' '.join(flags)}", flush=True)
@@ -96,6 +100,21 @@ def train_judge(
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UsageError(f"the classifier to judge by could not be trained ({last}): name a run with --judge")
     return run
+
+
+def _judge_folder(name: Path) -> Path:
+    """Where the judge of that name lies, or else can be put."""
+    with contextlib.suppress(DataError):  # no home folder
+        if _is_finished(cache_dir() / name):
+            return cache_dir() / name
+    return writable_cache_dir(_JUDGE_BYTES) / name
+
+
+def _is_finished(run: Path) -> bool:
+    try:
+        return (run / "summary.json").exists() and latest_checkpoint(run) is not None
+    except OSError:  # a folder that may not be looked into
+        return False
 
 
 @torch.no_grad()
