@@ -30,6 +30,7 @@ from data.corpus_statistics import (
 )
 from data.errors import DataError
 from data.translation import load_splits
+from training.cli import run_tool
 from training.corpus_figures import plot_length_losses, plot_lengths, plot_occurrences, plot_unknown, plot_zipf
 from training.image_figures import format_table
 
@@ -345,4 +346,4 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -20,6 +20,7 @@ from data.labelled_images import decode_image
 from models.views import Views, logits_over_views
 from train_cifar import Config, build_model
 from training.checkpoints import find_checkpoint, load_weights, read_state
+from training.cli import run_tool
 from training.errors import UsageError
 
 
@@ -96,4 +97,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, use_underscores=True)
+    run_tool(lambda: tyro.cli(main, use_underscores=True), stdout_is_the_result=True)

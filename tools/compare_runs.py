@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import Positional
 
 from tools.plot_runs import named_paths
+from training.cli import run_tool
 from training.errors import UsageError
 
 NOT_COMPARED = {"output_dir", "resume", "tracker", "log_every", "evaluate_every", "checkpointing_steps",
@@ -79,11 +80,11 @@ def main(runs: Positional[tuple[str, ...]], values: tuple[str, ...], output: str
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(as_table(rows))
     if output:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps({"rows": rows}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(as_table(rows))
 
 
 if __name__ == "__main__":
-    tyro.cli(main, use_underscores=True)
+    run_tool(lambda: tyro.cli(main, use_underscores=True), stdout_is_the_result=True)

@@ -16,6 +16,7 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional
 
+from training.cli import run_tool
 from training.errors import UsageError
 from training.figures import new_figure, read_metrics, readable_name, save_png
 
@@ -98,4 +99,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, use_underscores=True)
+    run_tool(lambda: tyro.cli(main, use_underscores=True))

@@ -19,6 +19,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
+from training.cli import run_tool
 from training.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -182,4 +183,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, use_underscores=True)
+    run_tool(lambda: tyro.cli(main, use_underscores=True))

@@ -18,6 +18,7 @@ from data.seeding import seeded_generator
 from models.cvae_objective import Objective
 from models.cvae_pictures import drawn, interpolated, reconstructed, relabelled, wrong_labels
 from training.checkpoints import find_checkpoint, load_weights, read_state
+from training.cli import run_tool
 from training.cvae_figures import (
     write_interpolations,
     write_prior_samples,
@@ -118,4 +119,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, use_underscores=True)
+    run_tool(lambda: tyro.cli(main, use_underscores=True))

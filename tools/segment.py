@@ -24,6 +24,7 @@ from models.segmentation_scores import predict_masks
 from models.views import PixelViews, pixel_logits_over_views
 from train_unet import Config, build_model
 from training.checkpoints import find_checkpoint, load_weights, read_state
+from training.cli import run_tool
 from training.errors import UsageError
 from training.segmentation_figures import overlay_masks
 
@@ -105,4 +106,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, use_underscores=True)
+    run_tool(lambda: tyro.cli(main, use_underscores=True))

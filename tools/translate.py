@@ -3,7 +3,6 @@
 All that it needs is in the run's folder: the best checkpoint brings weights, config and tokenizers along.
 """
 
-import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from data.tokenization import EOS_ID, TextTokenizer
 from models.decoding import decode_in_batches, sample
 from train_translation import SPECIAL, Config, build_model
 from training.checkpoints import find_checkpoint, load_weights, read_state
+from training.cli import run_tool
 from training.errors import UsageError
 
 
@@ -98,6 +98,7 @@ def main(
         translator = Translator(run)
         options = {"beam_size": beam_size, "length_penalty": length_penalty, "batch_size": batch_size,
                    "temperature": temperature, "top_k": top_k, "seed": seed}  # fmt: skip
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # as stdin, whatever the locale
         if sentences:
             print("\n".join(translator(list(sentences), **options)))
             return
@@ -108,9 +109,7 @@ def main(
     except (UsageError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
-    tyro.cli(main, use_underscores=True)
+    run_tool(lambda: tyro.cli(main, use_underscores=True), stdout_is_the_result=True)

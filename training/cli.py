@@ -1,4 +1,4 @@
-"""The command line of a script: a recipe's name, then any field of its Config."""
+"""The command line of a script (a recipe's name, then any field of its Config) and how programs end."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from typing import TypeVar
 import tyro
 
 from training.errors import TrainingDiverged, UsageError
+from training.terminal import make_printing_safe
 
 C = TypeVar("C")
 
@@ -32,6 +33,7 @@ def run_script(
     0 done; 1 for a run that diverged and 2 for UsageError and `user_errors`, with one line on stderr each;
     130 and 143 after SIGINT and SIGTERM.
     """
+    make_printing_safe()
     config = parse_config(recipes, description)
     # Before the loop takes the signal over there is nothing to save: end at once, with the right code.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -43,3 +45,25 @@ def run_script(
         sys.exit(1 if isinstance(error, TrainingDiverged) else 2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def run_tool(main: Callable[[], None], stdout_is_the_result: bool = False) -> None:
+    """Run a tool whose terminal may lack letters, be closed or go away, without a traceback at Ctrl-C.
+
+    Where `stdout_is_the_result`, the tool ends once nobody reads it (141, quietly, as programs do that SIGPIPE
+    ends) or it cannot be written (2, with the reason); else it goes on, for its result is in files.
+    """
+    make_printing_safe(when_stdout_is_lost=_end_for_want_of_stdout if stdout_is_the_result else None)
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        sys.stdout.flush()  # here, where it may still end the program, and not in Python's shutdown
+
+
+def _end_for_want_of_stdout(error: OSError) -> None:
+    if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
+        sys.exit(128 + signal.SIGPIPE)
+    print(f"error: stdout cannot be written: {error.strerror}", file=sys.stderr)
+    sys.exit(2)
