@@ -36,14 +36,11 @@ def writable_cache_dir(needs_bytes: int) -> Path:
     For what has to lie on disk somewhere, such as a downloaded file. All processes of a machine get the same
     folder. Raises DataError if there is no room in the temporary folder either.
     """
-    temporary = Path(tempfile.gettempdir()) / f"onecycle-{os.getuid()}"
     problems = []
-    for folder in (cache_dir, lambda: temporary):
+    for folder in (cache_dir, temporary_dir):
         try:
             path = folder()
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if path == temporary and path.stat().st_uid != os.getuid():  # anyone may write to /tmp
-                raise DataError(f"{path} is another user's")
+            path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass
             free = shutil.disk_usage(path).free
@@ -56,6 +53,15 @@ def writable_cache_dir(needs_bytes: int) -> Path:
             _say_once(f"the cache cannot be used ({problems[0]}): {path} takes its place")
         return path
     raise DataError(f"{'; '.join(problems)}: set ONECYCLE_CACHE to a folder that has room")
+
+
+def temporary_dir() -> Path:
+    """A folder of this user's below the system's temporary one. Raises DataError or OSError if there is none."""
+    path = Path(tempfile.gettempdir()) / f"onecycle-{os.getuid()}"
+    path.mkdir(exist_ok=True, mode=0o700)
+    if path.stat().st_uid != os.getuid():  # anyone may make a folder there
+        raise DataError(f"{path} is another user's")
+    return path
 
 
 def content_key(settings: dict, parts: Iterable[str | bytes]) -> str:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from training.checkpoints import set_aside_after
 from training.cpu_memory import keep_freed_memory
 from training.errors import UsageError
+from training.home_folder import spare_a_read_only_home
 
 PROJECT = "onecycle"  # the one W&B project of all scripts; groups and job types tell the runs apart
 
@@ -33,6 +34,7 @@ def open_accelerator(gradient_accumulation_steps: int = 1) -> Accelerator:
 
     Raises UsageError where several processes were launched that do not know of each other.
     """
+    spare_a_read_only_home()
     opened_before = PartialState._shared_state != {}
     cpu = not torch.accelerator.is_available()  # without this flag, two CPU processes would not join up
     accelerator = Accelerator(cpu=cpu, gradient_accumulation_steps=gradient_accumulation_steps)

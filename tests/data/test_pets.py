@@ -415,3 +415,10 @@ def test_without_network_the_error_is_quick_and_names_the_ways_out(monkeypatch, 
     fails(None, "http://127.0.0.1:9/annotations.tar.gz", "network", "--data_dir", "images/NAME.jpg", "demo")
     assert time.perf_counter() - start < 5
     assert not temporaries(tmp_path)
+
+
+def test_a_cache_that_cannot_take_the_download_is_one_clear_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.raises(DataError, match=r"cannot write to .*file.*ONECYCLE_CACHE.*--data_dir"):
+        load_pets(None, image_size=8)

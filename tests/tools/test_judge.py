@@ -118,3 +118,19 @@ def test_hits_are_counted_against_the_label_that_was_asked_for(fresh_accelerate)
     assert hits["classifier_accuracy"] == pytest.approx(0.94)
     assert hits["prior_hits"] == 1.0
     assert 0.8 <= hits["wrong_label_hits"] < 1.0  # about a tenth were asked to be a 3
+
+
+def test_where_the_cache_cannot_be_written_the_judge_goes_to_a_temporary_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("data.cache.tempfile.gettempdir", lambda: str(tmp_path))
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+    monkeypatch.setattr(judge.subprocess, "run", run)
+    folder = train_judge("digits", "", 1, 100, False, [b"pictures"])
+    assert tmp_path in folder.parents and tmp_path / "file" not in folder.parents
+    assert str(folder) in commands[0]
