@@ -42,6 +42,7 @@ from models.views import Views, logits_over_views
 from training.checkpoints import check_files, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from training.classifier_figures import write_data_figures, write_result_figures
 from training.cli import run_script
+from training.compilation import compile_model
 from training.ema import EMA
 from training.errors import UsageError
 from training.figures import plot_curves
@@ -307,7 +308,7 @@ def main(config: Config) -> None:
         model = synchronize_batch_norm(model, device)
     optimizer = build_optimizer(model, config, fp16=accelerator.mixed_precision == "fp16")
     if config.compile:
-        model.compile()
+        compile_model(model, device)
     model, optimizer = accelerator.prepare(model, optimizer)
     evaluated = ema.module if ema else accelerator.unwrap_model(model)
     state = {"step": 0, "epoch": 0, "updates_in_epoch": 0}

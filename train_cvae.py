@@ -43,6 +43,7 @@ from tools.judge import find_judge, label_hits
 from tools.sample import write_pictures
 from training.checkpoints import check_files, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from training.cli import run_script
+from training.compilation import compile_model
 from training.cvae_figures import plot_active_units, write_latent_map
 from training.ema import EMA
 from training.errors import UsageError
@@ -319,7 +320,7 @@ def main(config: Config) -> None:
     ema = EMA(model, config.ema_decay) if config.ema_decay > 0 else None
     optimizer = build_optimizer(model, config, fp16=accelerator.mixed_precision == "fp16")
     if config.compile:
-        model.compile()
+        compile_model(model, device)
     model, optimizer = accelerator.prepare(model, optimizer)
     evaluated = ema.module if ema else accelerator.unwrap_model(model)
     state = {"step": 0, "epoch": 0, "updates_in_epoch": 0}

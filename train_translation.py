@@ -40,6 +40,7 @@ from training.checkpoints import (
     save_checkpoint,
 )
 from training.cli import run_script
+from training.compilation import compile_model
 from training.ema import EMA
 from training.errors import UsageError
 from training.lr_finder import lr_range_test, report_lr_range_test
@@ -329,7 +330,7 @@ def main(config: Config) -> None:
             "a sharded model is decoded by its average, --ema_decay, and trained with --optimizer adamw"
         )
     if config.compile:
-        model.compile(dynamic=True)
+        compile_model(model, accelerator.device, dynamic=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     evaluated = ema.module if ema else accelerator.unwrap_model(model)
     state = {"step": 0, "epoch": 0, "updates_in_epoch": 0, "best": None, "validations_since_best": 0}

@@ -40,6 +40,7 @@ from models.unet import UNet
 from models.views import PixelViews, pixel_logits_over_views
 from training.checkpoints import check_files, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from training.cli import run_script
+from training.compilation import compile_model
 from training.ema import EMA
 from training.errors import UsageError
 from training.figures import plot_curves
@@ -304,7 +305,7 @@ def train(config: Config) -> None:
         model = synchronize_batch_norm(model, device)
     optimizer = build_optimizer(model, config, accelerator.mixed_precision)
     if config.compile:
-        model.compile()
+        compile_model(model, device)
     model, optimizer = accelerator.prepare(model, optimizer)
     evaluated = ema.module if ema else accelerator.unwrap_model(model)
     state = {"step": 0, "epoch": 0, "updates_in_epoch": 0}
