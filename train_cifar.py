@@ -23,7 +23,6 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tyro.conf import Suppress
@@ -34,6 +33,7 @@ from data.drawn_shapes import drawn_shapes
 from data.epoch_order import plan_epoch
 from data.errors import DataError
 from data.labelled_images import ImageSplits, load_image_splits
+from data.seeding import Stream, seed_global_generators
 from models.batch_norm import synchronize_batch_norm
 from models.resnet import ResNet9
 from models.speednet import SpeedNet
@@ -267,7 +267,7 @@ def main(config: Config) -> None:
         raise UsageError(f"--views {config.views} are mirrored, training images are not: add --views one")
     accelerator = open_accelerator(config.gradient_accumulation_steps)
     device = accelerator.device
-    set_seed(config.seed)
+    seed_global_generators(Stream.INITIAL_WEIGHTS, config.seed)
 
     # --- data and model, before anything is written
     with accelerator.local_main_process_first():  # the others find the decoded images in the cache
@@ -313,7 +313,7 @@ def main(config: Config) -> None:
     evaluated = ema.module if ema else accelerator.unwrap_model(model)
     state = {"step": 0, "epoch": 0, "updates_in_epoch": 0}
     window = MetricWindow(accelerator, ("train/loss", "train/accuracy"), rate="train/images_per_second")
-    set_seed(config.seed, device_specific=True)
+    seed_global_generators(Stream.DROPOUT, config.seed, accelerator.process_index)
     if checkpoint:
         state = load_checkpoint(accelerator, model, checkpoint, ema, config.optimizer)
         window.load(state["window"])

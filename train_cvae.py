@@ -26,7 +26,6 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tyro.conf import Suppress
 
@@ -34,7 +33,7 @@ from data.drawn_digits import drawn_digits
 from data.epoch_order import plan_seeded_epoch
 from data.errors import DataError
 from data.labelled_images import ImageSplits, load_image_splits
-from data.seeding import seeded_generator
+from data.seeding import Stream, seed_global_generators, seeded_generator
 from models.cvae import CVAE, drop_labels
 from models.cvae_objective import Objective
 from models.elbo import free_bits
@@ -146,9 +145,6 @@ RECIPES: dict[str, tuple[str, Config]] = {
 }  # fmt: skip
 
 
-TRAINING, EVALUATION, STATIC = range(3)  # random streams of a seed
-
-
 def build_model(config: Config, n_classes: int) -> Objective:
     """The CVAE with the likelihood of its outputs and the probe of its latent."""
     likelihood = {
@@ -245,7 +241,7 @@ def evaluate(
     rows = torch.zeros(n, 4 + 3 * cvae.latent_dim, device=targets.device)
     batches = torch.arange(n, device=targets.device).split(config.eval_batch_size)
     for i in range(accelerator.process_index, len(batches), accelerator.num_processes):
-        ids, generator = batches[i], seeded_generator(targets.device, EVALUATION, config.seed, i)
+        ids, generator = batches[i], seeded_generator(targets.device, Stream.BOUND, config.seed, i)
         with accelerator.autocast():
             log_prob, output, bound = model.bounds(targets[ids], labels[ids], max(iw_samples, 1), generator)
         terms = torch.stack([-log_prob, output.kl.sum(1), bound, torch.ones_like(bound)], 1)
@@ -285,7 +281,7 @@ def main(config: Config) -> None:
     config = replace(config, output_dir=config.output_dir or f"runs/cvae/{config.recipe}")
     accelerator = open_accelerator(config.gradient_accumulation_steps)
     device = accelerator.device
-    set_seed(config.seed)
+    seed_global_generators(Stream.INITIAL_WEIGHTS, config.seed)
 
     # --- data and model, before anything is written
     with accelerator.local_main_process_first():  # the others find the decoded images in the cache
@@ -299,12 +295,13 @@ def main(config: Config) -> None:
     train_images, train_labels = splits.train.images.to(device), splits.train.labels.to(device)
     model = build_model(config, len(names)).to(device, memory_format=torch.channels_last)
     if config.likelihood == "bernoulli" and config.binarisation == "static":
-        generator = seeded_generator(device, STATIC, config.seed)
+        generator = seeded_generator(device, Stream.TRAINING_PIXELS, config.seed)
         train_images = 255 * model.likelihood.targets(train_images, generator).byte()
     test_images, test_labels = splits.test.images.to(device), splits.test.labels.to(device)
-    test_targets = model.likelihood.targets(test_images, seeded_generator(device, EVALUATION, config.seed))
+    generator = seeded_generator(device, Stream.TEST_PIXELS, config.seed)
+    test_targets = model.likelihood.targets(test_images, generator)
     update_size = config.batch_size * n_parts
-    plan = partial(plan_seeded_epoch, n_train, update_size, config.seed, device=device, stream=TRAINING)
+    plan = partial(plan_seeded_epoch, n_train, update_size, config.seed, device=device, stream=Stream.LATENT_NOISE)
     updates_per_epoch = math.ceil(n_train / update_size)
     total_steps = config.max_train_steps or config.epochs * updates_per_epoch
     # What a checkpoint keeps of the data: tools need it, and a resume must find the same.
@@ -326,7 +323,7 @@ def main(config: Config) -> None:
     state = {"step": 0, "epoch": 0, "updates_in_epoch": 0}
     terms = ("train/loss", "train/reconstruction", "train/kl")
     window = MetricWindow(accelerator, terms, rate="train/images_per_second")
-    set_seed(config.seed, device_specific=True)
+    seed_global_generators(Stream.DROPOUT, config.seed, accelerator.process_index)
     if checkpoint:
         state = load_checkpoint(accelerator, model, checkpoint, ema)
         window.load(state["window"])

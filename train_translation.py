@@ -20,12 +20,13 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType
 from tyro.conf import Suppress
 
 from data.batching import BatchPlanner, Update, collate
 from data.errors import DataError
 from data.parallel_text import ParallelText
+from data.seeding import Stream, seed_global_generators
 from data.tokenization import BOS_ID, EOS_ID, PAD_ID, TextTokenizer
 from data.translation import TokenizedPairs, TranslationCorpus, load_splits
 from models.decoding import SpecialTokens, decode_in_batches
@@ -289,7 +290,7 @@ def main(config: Config) -> None:
         if getattr(config, name) != getattr(RECIPES[config.recipe][1], name):
             raise UsageError(f"--{name} is none of the options of --model {config.model}")
     accelerator = open_accelerator(config.gradient_accumulation_steps)
-    set_seed(config.seed)
+    seed_global_generators(Stream.INITIAL_WEIGHTS, config.seed)
 
     # --- data and model, before anything is written
     splits = load_splits(
@@ -335,7 +336,8 @@ def main(config: Config) -> None:
     evaluated = ema.module if ema else accelerator.unwrap_model(model)
     state = {"step": 0, "epoch": 0, "updates_in_epoch": 0, "best": None, "validations_since_best": 0}
     window = MetricWindow(accelerator, ("train/loss", "train/nll"), rate="train/tokens_per_second")
-    set_seed(config.seed, device_specific=True)  # from here on dropout differs between processes
+    # From here on dropout differs between processes.
+    seed_global_generators(Stream.DROPOUT, config.seed, accelerator.process_index)
     if checkpoint:
         state = load_checkpoint(accelerator, model, checkpoint, ema, config.optimizer)
         window.load(state["window"])

@@ -22,7 +22,6 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tyro.conf import Suppress
 
@@ -32,6 +31,7 @@ from data.errors import DataError
 from data.joint_augmentation import JointAugmentation, JointAugmenter
 from data.masked_images import masks_from_trimaps, picture_statistics
 from data.pets import PetSplits, load_pets
+from data.seeding import Stream, seed_global_generators
 from data.textured_shapes import textured_shapes
 from models.batch_norm import synchronize_batch_norm
 from models.segmentation_losses import segmentation_loss
@@ -264,7 +264,7 @@ def train(config: Config) -> None:
     """One run, from the data to summary.json."""
     accelerator = open_accelerator(config.gradient_accumulation_steps)
     device = accelerator.device
-    set_seed(config.seed)
+    seed_global_generators(Stream.INITIAL_WEIGHTS, config.seed)
 
     # --- data and model, before anything is written
     with accelerator.local_main_process_first():  # the others find the decoded pictures in the cache
@@ -310,7 +310,7 @@ def train(config: Config) -> None:
     evaluated = ema.module if ema else accelerator.unwrap_model(model)
     state = {"step": 0, "epoch": 0, "updates_in_epoch": 0}
     window = MetricWindow(accelerator, ("train/loss",), rate="train/images_per_second")
-    set_seed(config.seed, device_specific=True)
+    seed_global_generators(Stream.DROPOUT, config.seed, accelerator.process_index)
     if checkpoint:
         state = load_checkpoint(accelerator, model, checkpoint, ema, config.optimizer)
         window.load(state["window"])

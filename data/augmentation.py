@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
+from data.seeding import Stream, seeded_rng
 
-RANDOM_STREAM = 1  # apart from the generator of (seed, epoch) that orders the examples
 CHUNK = 4096  # images: what is computed once over all of them shall not need their memory again in int64
 
 
@@ -145,7 +145,7 @@ class Augmenter:
 
     def _uniform(self, epoch: int) -> np.ndarray:
         """(7, N) in [0, 1): a column an example, the same however many examples follow it."""
-        return np.random.default_rng([self.seed, epoch, RANDOM_STREAM]).random((self.n_images, 7)).T
+        return seeded_rng(Stream.AUGMENTATION, self.seed, epoch).random((self.n_images, 7)).T
 
     def _to_device(self, choices: np.ndarray) -> Tensor:
         return torch.from_numpy(choices).to(self.device)

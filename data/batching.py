@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from data.errors import DataError
+from data.seeding import Stream, seeded_rng
 from data.tokenization import BOS_ID, EOS_ID, PAD_ID
 from data.tokenized_text import TokenizedText
 
@@ -159,7 +160,7 @@ class BatchPlanner:
 
     def plan_epoch(self, epoch: int) -> list[Update]:
         """The updates of an epoch, each sentence exactly once. Depends on the seed and the epoch alone."""
-        rng = np.random.default_rng([self.seed, epoch])
+        rng = seeded_rng(Stream.BATCH_ORDER, self.seed, epoch)
         if self.batching == "sorted":
             return [self._update(rows) for rows in self._cut_by_budget(self._by_length())]
         if self.batching == "padded":

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from data.seeding import seeded_generator
+from data.seeding import Stream, seeded_generator
 
 
 def plan_epoch(n_examples: int, batch_size: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, ...]:
@@ -13,12 +13,14 @@ def plan_epoch(n_examples: int, batch_size: int, seed: int, epoch: int, device: 
 
     Batches hold `batch_size` examples at most, their sizes differ by one at most, and no example is left out.
     """
-    order = torch.randperm(n_examples, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
+    # On the CPU, so that each device sees the same order.
+    generator = seeded_generator(torch.device("cpu"), Stream.BATCH_ORDER, seed, epoch)
+    order = torch.randperm(n_examples, generator=generator)
     return order.to(device).tensor_split(math.ceil(n_examples / batch_size))
 
 
 def plan_seeded_epoch(
-    n_examples: int, batch_size: int, seed: int, epoch: int, device: torch.device, stream: int
+    n_examples: int, batch_size: int, seed: int, epoch: int, device: torch.device, stream: Stream
 ) -> list[tuple[Tensor, torch.Generator]]:
     """Likewise, with a generator for each update: one on `device`, of (stream, seed, epoch, update)."""
     updates = plan_epoch(n_examples, batch_size, seed, epoch, device)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from data.augmentation import CHUNK, RANDOM_STREAM
+from data.augmentation import CHUNK
 from data.errors import DataError
+from data.seeding import Stream, seeded_rng
 
 LUMA = (0.299, 0.587, 0.114)  # how much of grey is red, green and blue: ITU-R BT.601
 YIQ = np.array([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])  # from red, green, blue: luma and hue
@@ -84,15 +85,13 @@ class JointAugmenter:
         """Make the random choices of all N images for `epoch`: on the CPU, so that each device sees the same."""
         a = self.augmentation
         # Each choice has its own row, drawn or not: to turn one on changes none of the others.
-        choices = np.random.default_rng([self.seed, epoch, RANDOM_STREAM]).random((self.n_images, 9)).T
-        mixes = np.random.default_rng([self.seed, epoch, RANDOM_STREAM, 1]).random((self.n_images, 5)).T
-        turns = np.random.default_rng([self.seed, epoch, RANDOM_STREAM, 2]).random(self.n_images)
-        mixed, other = np.random.default_rng([self.seed, epoch, RANDOM_STREAM, 3]).random((self.n_images, 2)).T
-        self._draw_rectangles(*mixes)
+        choices = seeded_rng(Stream.AUGMENTATION, self.seed, epoch).random((self.n_images, 17)).T
+        flip, turns, mixed, other = choices[[0, 9, 10, 11]]
+        self._draw_rectangles(*choices[12:])
         self._mixes_background = torch.from_numpy(mixed < a.background_mix).to(self.device)
         self._other_backgrounds = self._other_images(other)
-        self._flipped = torch.from_numpy(choices[0] < 0.5).to(self.device)
-        scale, aspect, shift_x, shift_y, turn, brightness, contrast, saturation = 2 * choices[1:] - 1
+        self._flipped = torch.from_numpy(flip < 0.5).to(self.device)
+        scale, aspect, shift_x, shift_y, turn, brightness, contrast, saturation = 2 * choices[1:9] - 1
 
         side, root = (1 + a.scale) ** scale, (1 + a.aspect) ** (aspect / 2)
         width, height = side * root, side / root

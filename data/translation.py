@@ -18,6 +18,7 @@ from data.parallel_text import (
     without_sentences_of,
 )
 from data.phrasebook import phrasebook_splits
+from data.seeding import Stream, seeded_rng
 from data.tokenization import TextTokenizer
 from data.tokenized_text import TokenizedText, cached_tokens
 
@@ -193,7 +194,7 @@ class TranslationCorpus:
         """The training pairs of an epoch: under BPE-dropout segmented anew, by (seed, epoch) alone."""
         if self._dropout is None:
             return self.train
-        rng = np.random.default_rng([self.seed, epoch])
+        rng = seeded_rng(Stream.SEGMENTATION, self.seed, epoch)
         texts = self.splits.train
         pairs = TokenizedPairs(
             *(

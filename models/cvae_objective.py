@@ -31,7 +31,8 @@ class Objective(nn.Module):
     `picture_temperature` scales the noise of spatial latents in pictures that are made for a label, here and in
     models/cvae_pictures.py: at 0 they are drawn at the means of their priors.
 
-    `n_noise` are the standard normals that an image takes: those of the network and then those of the classifier.
+    `n_noise` are the standard normals that an image takes: those of the network, then, where there is a classifier,
+    one for the wrong label and those of what it sees.
 
     Raises `ValueError` for a negative number, and for squares that are larger than the image.
     """
@@ -58,7 +59,8 @@ class Objective(nn.Module):
         self.probe_weight, self.classifier_weight = probe_weight, classifier_weight
         self.classifier_noise, self.picture_temperature = classifier_noise, picture_temperature
         hazy = classifier_weight > 0 and classifier_noise > 0
-        self.n_noise = cvae.n_noise + (1 + cvae.channels * cvae.image_size**2) * hazy
+        of_classifier = 1 + (1 + cvae.channels * cvae.image_size**2) * hazy
+        self.n_noise = cvae.n_noise + (of_classifier if classifier_weight > 0 else 0)
         if probe_weight > 0:
             self.probe = nn.Sequential(nn.Linear(cvae.latent_dim, 256), nn.SiLU(), nn.Linear(256, cvae.n_classes))
         if classifier_weight > 0:
@@ -90,16 +92,16 @@ class Objective(nn.Module):
     ) -> Tensor:
         """(B,): the classifier's loss on the images, and the decoder's on the same latents under wrong labels.
 
-        Which of the others is an image's wrong label, a number of its noise decides. Of the classifier's noise
-        (B, 0 or 1 + C S S) the first says how strong the rest is: from 0 to `classifier_noise`, evenly.
+        Of the classifier's noise (B, 1 or 2 + C S S) the first decides which of the other labels is an image's
+        wrong one, and the second how strong the rest is: from 0 to `classifier_noise`, evenly.
         """
         images, haze = scaled(targets), None
-        if of_classifier.shape[1]:
-            strength = self.classifier_noise * torch.special.ndtr(of_classifier[:, :1])
-            haze = (strength * of_classifier[:, 1:]).view_as(images)
+        if of_classifier.shape[1] > 1:
+            strength = self.classifier_noise * torch.special.ndtr(of_classifier[:, 1:2])
+            haze = (strength * of_classifier[:, 2:]).view_as(images)
         seen = F.cross_entropy(self.classifier(_hazy(images, haze)).float(), labels, reduction="none")
         others = self.cvae.n_classes - 1
-        steps = 1 + (torch.special.ndtr(noise[:, 0]) * others).long().clamp(0, others - 1)
+        steps = 1 + (torch.special.ndtr(of_classifier[:, 0]) * others).long().clamp(0, others - 1)
         given = (labels + steps) % self.cvae.n_classes
         spatial_noise = noise[:, self.cvae.latent_dim :]
         pictures = self.likelihood.mean(self.cvae.decode(latent, given, spatial_noise, self.picture_temperature))

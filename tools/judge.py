@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from data.cache import cache_dir, content_key, writable_cache_dir
 from data.errors import DataError
 from data.labelled_images import ImageSplits
-from data.seeding import seeded_generator
+from data.seeding import Stream, seeded_generator
 from models.cvae_objective import Objective
 from models.cvae_pictures import drawn, relabelled, wrong_labels
 from tools.classify import Classifier
@@ -133,7 +133,7 @@ def label_hits(
     hits = torch.zeros(3, device=images.device)
     batches = torch.arange(n, device=images.device).split(batch_size)
     for i in range(accelerator.process_index, len(batches), accelerator.num_processes):
-        ids, generator = batches[i], seeded_generator(images.device, seed, i)
+        ids, generator = batches[i], seeded_generator(images.device, Stream.LABEL_HITS, seed, i)
         true, asked = labels[ids], ids % n_classes
         given = wrong_labels(true, n_classes, generator)
         with accelerator.autocast():

@@ -14,7 +14,7 @@ import tyro
 from torch import Tensor
 from tyro.conf import Positional
 
-from data.seeding import seeded_generator
+from data.seeding import Stream, seeded_generator
 from models.cvae_objective import Objective
 from models.cvae_pictures import drawn, interpolated, reconstructed, relabelled, wrong_labels
 from training.checkpoints import find_checkpoint, load_weights, read_state
@@ -57,7 +57,8 @@ class Sampler:
             raise UsageError(f"no class is called {label}: choose one of {', '.join(self.class_names)}")
         index = self.class_names.index(label)
         labels = torch.full((n,), index, device=self.device)
-        return drawn(self.model, labels, seeded_generator(self.device, seed, index), temperature).cpu()
+        generator = seeded_generator(self.device, Stream.SAMPLES, seed, index)
+        return drawn(self.model, labels, generator, temperature).cpu()
 
 
 @torch.no_grad()
@@ -71,16 +72,16 @@ def write_pictures(
     model.eval()
     n_classes, device = len(names), images.device
     images, targets, true = images[:25].cpu(), targets[:25], labels[:25]
-    generator = seeded_generator(device, seed)
+    generator = seeded_generator(device, Stream.FIGURES, seed, 0)
     given = wrong_labels(true, n_classes, generator)
     outputs = relabelled(model, targets, true, given, generator)
     write_wrong_labels(folder / "wrong_labels.png", images, true.cpu(), given.cpu(), outputs.cpu(), names)
     outputs = reconstructed(model, targets, true, generator)
     write_reconstructions(folder / "reconstructions.png", images, true.cpu(), outputs.cpu(), names)
-    under_each = [  # the same draw of the latent for all labels
-        relabelled(model, targets[:10], true[:10], torch.full_like(true[:10], k), seeded_generator(device, seed))
-        for k in range(n_classes)
-    ]
+    under_each = []
+    for k in range(n_classes):
+        same_draw = seeded_generator(device, Stream.FIGURES, seed, 1)  # of the latent, for all labels
+        under_each.append(relabelled(model, targets[:10], true[:10], torch.full_like(true[:10], k), same_draw))
     write_relabelled(
         folder / "relabelled.png", images[:10], torch.stack(under_each, 1).cpu(), true[:10].cpu(), names
     )

@@ -12,6 +12,7 @@ import torch
 import tyro
 from tyro.conf import Positional
 
+from data.seeding import Stream, seeded_generator
 from data.tokenization import EOS_ID, TextTokenizer
 from models.decoding import decode_in_batches, sample
 from train_translation import SPECIAL, Config, build_model
@@ -59,7 +60,7 @@ class Translator:
         if temperature > 0:
             outputs = []
             for i, sentence in zip(written, tokens, strict=True):
-                generator = torch.Generator().manual_seed(seed + i)
+                generator = seeded_generator(torch.device("cpu"), Stream.TRANSLATIONS, seed, i)
                 source = torch.tensor([sentence], device=self.device)
                 outputs += sample(self.model, source, SPECIAL, [generator], temperature, top_k)
         else:

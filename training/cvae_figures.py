@@ -247,7 +247,7 @@ def _principal_components(latents: Tensor) -> tuple[Tensor, tuple[float, float]]
     centred = latents.detach().double() - latents.double().mean(0)
     centred = F.pad(centred, (0, max(0, 2 - centred.shape[1])))  # a single unit has no second component
     with torch.random.fork_rng(devices=[]):  # the algorithm is a randomised one
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # of the CPU alone, which is what is put back
         _, singular_values, directions = torch.pca_lowrank(
             centred, q=min(10, *centred.shape), center=False, niter=6
         )

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.seeding import Stream, seeded_generator
+
 N_STEPS = 400
 BATCH_SIZE = 512
 HIDDEN = 128  # units in each of the MLP's two hidden layers
@@ -43,7 +45,8 @@ def probe_accuracy(
     train, test = (train - mean) / std, (test - mean) / std
     n_units = train.shape[1]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        generator = seeded_generator(torch.device("cpu"), Stream.LABEL_PROBE, seed)
+        torch.set_rng_state(generator.get_state())  # of the CPU alone, which is what is put back
         probes = {
             "linear": nn.Linear(n_units, n_classes),
             "mlp": nn.Sequential(

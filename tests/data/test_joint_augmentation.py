@@ -142,11 +142,11 @@ def test_every_pixel_is_the_bilinear_one_of_the_window():
     assert 0.05 < is_mirrored.mean() < 0.5
 
 
-def is_uniform(draws: np.ndarray, largest: float) -> bool:
-    """Whether n draws are plausibly of U(-largest, largest)."""
+def is_uniform(draws: np.ndarray, largest: float, inexact: float = 1e-3) -> bool:
+    """Whether n draws, measured to that share of `largest`, are plausibly of U(-largest, largest)."""
     error = largest / np.sqrt(3 * len(draws))  # of the mean
     return (
-        np.abs(draws).max() <= largest * (1 + 1e-3)
+        np.abs(draws).max() <= largest * (1 + inexact)
         and np.abs(draws).max() > 0.97 * largest
         and abs(draws.mean()) < 3.5 * error
         and abs(draws.std() - largest / np.sqrt(3)) < 3.5 * error
@@ -208,7 +208,7 @@ def test_hue_turns_colours_about_the_greys():
     clear = before.abs() > 60
     angles = [float((after[k] / before[k])[clear[k]].angle().median()) for k in range(len(images))]
     assert all(abs((after[k] / before[k])[clear[k]].angle() - angles[k]).max() < 0.05 for k in range(len(images)))
-    assert is_uniform(np.degrees(angles), 90.0)
+    assert is_uniform(np.degrees(angles), 90.0, inexact=0.005)  # rounded coefficients turn by 0.4 degrees
 
     grey = images[:, :1].expand(-1, 3, -1, -1)
     for settings in ({"hue": 90.0}, {"hue": 90.0, "saturation": 1.0}):

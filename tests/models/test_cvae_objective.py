@@ -44,12 +44,12 @@ def test_the_probe_learns_to_read_what_the_encoder_learns_to_hide():
 def test_the_classifier_learns_from_real_images_and_the_decoder_from_it_under_wrong_labels():
     weight = 0.7
     model, targets = make(classifier_weight=weight, spatial_latents=((4, 2),)), torch.rand(4, 1, 8, 8).round()
-    noise = torch.randn(4, model.cvae.n_noise)
+    noise = torch.randn(4, model.n_noise)
     _, output, loss = model(targets, LABELS, LABELS, noise)
     on_real = F.cross_entropy(model.classifier(2 * targets - 1), LABELS, reduction="none")
-    steps = torch.where(noise[:, 0] < 0, 1, 2)  # of three classes two are wrong, divided at the median
+    steps = torch.where(noise[:, -1] < 0, 1, 2)  # of three classes two are wrong, divided at the median
     given = (LABELS + steps) % 3
-    pictures = model.cvae.decode(output.latent, given, noise[:, 4:]).sigmoid()
+    pictures = model.cvae.decode(output.latent, given, noise[:, 4:-1]).sigmoid()
     on_made = F.cross_entropy(model.classifier(2 * pictures - 1), given, reduction="none")
     torch.testing.assert_close(loss, on_real + weight * on_made)
     classifier, decoder = model.classifier.head.weight, model.cvae.decoder.head[0].weight
@@ -63,7 +63,7 @@ def test_the_classifier_learns_from_real_images_and_the_decoder_from_it_under_wr
 def test_the_classifier_sees_images_and_pictures_under_the_same_noise_of_even_strengths():
     model = make(classifier_weight=1.0, classifier_noise=0.3)
     n_images = 600
-    assert model.n_noise == model.cvae.n_noise + 1 + 64
+    assert model.n_noise == model.cvae.n_noise + 2 + 64
     targets, labels = torch.rand(n_images, 1, 8, 8), torch.arange(n_images) % 3
     targets = 0.5 + (targets.round() - 0.5) * targets[:, :, :1, :1]  # of every contrast
     noise = torch.randn(n_images, model.n_noise)
@@ -120,7 +120,7 @@ def test_the_pictures_that_the_classifier_sees_are_of_the_picture_temperature():
     noise = torch.randn(4, model.n_noise)
     with torch.no_grad():
         _, output, _ = model(torch.rand(4, 1, 8, 8).round(), LABELS, LABELS, noise)
-        given = (LABELS + torch.where(noise[:, 0] < 0, 1, 2)) % 3
+        given = (LABELS + torch.where(noise[:, -1] < 0, 1, 2)) % 3
         expected = model.cvae.decode(output.latent, given, torch.zeros(4, 32)).sigmoid()
     torch.testing.assert_close(shown[1], 2 * expected - 1)
 
@@ -133,11 +133,27 @@ def test_every_wrong_label_is_asked_for_and_never_the_right_one():
         seen.update(zip(labels.tolist(), given.tolist(), strict=True)) or (genuine(latent, given, *noise))
     )
     labels = torch.arange(600) % 3
-    noise = torch.randn(600, model.cvae.n_noise)
-    noise[:4, 0] = torch.tensor([-50.0, 50.0, -torch.inf, torch.inf])
+    noise = torch.randn(600, model.n_noise)
+    noise[:4, -1] = torch.tensor([-50.0, 50.0, -torch.inf, torch.inf])
     with torch.no_grad():
         model(torch.zeros(600, 1, 8, 8), labels, labels, noise.nan_to_num(posinf=9, neginf=-9))
     assert seen == {(a, b) for a in range(3) for b in range(3) if a != b}
+
+
+@pytest.mark.parametrize("classifier_noise", [0.0, 0.3])
+def test_the_wrong_label_hangs_together_with_nothing_else_that_is_drawn(classifier_noise):
+    model, n = make(classifier_weight=1.0, classifier_noise=classifier_noise), 3000
+    labels, noise = torch.arange(n) % 3, torch.randn(n, model.n_noise)
+    asked, seen, genuine = [], [], model.cvae.decode
+    model.cvae.decode = lambda latent, given, *noise: asked.append(given) or genuine(latent, given, *noise)
+    model.classifier.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        _, output, _ = model(torch.zeros(n, 1, 8, 8), labels, labels, noise)
+    steps = (asked[-1] - labels) % 3  # the last is the classifier's
+    others = [output.latent, noise[:, : model.cvae.n_noise], seen[0].flatten(1)]
+    others = torch.cat([columns[:, columns.std(0) > 0] for columns in others], 1)
+    correlations = torch.corrcoef(torch.cat([steps[:, None].float(), others], 1).T)[0, 1:]
+    assert set(steps.tolist()) == {1, 2} and correlations.abs().max() < 5 / n**0.5
 
 
 @pytest.mark.parametrize("spatial_latents", [(), ((4, 2),)])
