@@ -41,7 +41,7 @@ from models.ultimus import Ultimus
 from models.views import Views, logits_over_views
 from training.checkpoints import check_files, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from training.classifier_figures import write_data_figures, write_result_figures
-from training.cli import run_script
+from training.cli import PathFlag, run_script
 from training.compilation import compile_model
 from training.ema import EMA
 from training.errors import UsageError
@@ -51,6 +51,22 @@ from training.metrics import MetricWindow
 from training.model_summary import write_model_summary
 from training.muon import Muon
 from training.profiling import profiler
+from training.ranges import (
+    BatchSize,
+    Count,
+    Epochs,
+    GradientNorm,
+    ImageSide,
+    LearningRate,
+    Parts,
+    Pixels,
+    RateFactor,
+    Seed,
+    Share,
+    ShareBelowOne,
+    WeightDecay,
+    Width,
+)
 from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
 from training.schedules import one_cycle, set_lr
 
@@ -60,48 +76,48 @@ class Config:
     recipe: Suppress[str]  # name of the recipe, for the run's folder and the tracker
     # --- data
     dataset: str = "uoft-cs/cifar10"  # data set on the hub, or "shapes" or "digits" (embedded)
-    data_dir: str = ""  # parquet, cifar-10-batches-py or -bin, or a folder a class, instead of the hub
-    image_size: int = 32  # side that images of another size are resized and cropped to, in pixels
+    data_dir: PathFlag = ""  # parquet, cifar-10-batches-py or -bin, or a folder a class, instead of the hub
+    image_size: ImageSide = 32  # side that images of another size are resized and cropped to, in pixels
     # --- augmentation
-    crop_padding: int = 4  # border within which a crop of the image's size is drawn, in pixels; 0: no crop
+    crop_padding: Pixels = 4  # border within which a crop of the image's size is drawn, in pixels; 0: no crop
     padding_mode: Literal["reflect", "zero"] = "reflect"  # what the border shows; zero: the mean colour
     flip: Literal["none", "random", "alternating"] = "random"  # mirror images; alternating: every other epoch
-    cutout: int = 0  # side of a square that is blanked, in pixels; 0: none
-    brightness: float = 0.0  # brightness is multiplied by 1 +- this at most
-    contrast: float = 0.0  # contrast likewise
+    cutout: Pixels = 0  # side of a square that is blanked, in pixels; 0: none
+    brightness: Share = 0.0  # brightness is multiplied by 1 +- this at most
+    contrast: Share = 0.0  # contrast likewise
     # --- batches
-    batch_size: int = 500  # images of a micro-batch in one process
-    gradient_accumulation_steps: int = 1  # micro-batches of a process in an update
+    batch_size: BatchSize = 500  # images of a micro-batch in one process
+    gradient_accumulation_steps: Parts = 1  # micro-batches of a process in an update
     # --- model
     model: Literal["resnet", "ultimus", "speednet"] = "resnet"  # which net
-    speednet_widths: tuple[int, int, int] = (64, 256, 256)  # channels of SpeedNet's blocks
+    speednet_widths: tuple[Width, Width, Width] = (64, 256, 256)  # channels of SpeedNet's blocks
     # --- optimization
-    epochs: int = 24  # passes over the training images
-    max_train_steps: int = 0  # updates in all, instead of epochs; 0: by epochs
+    epochs: Epochs = 24  # passes over the training images
+    max_train_steps: Count = 0  # updates in all, instead of epochs; 0: by epochs
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"  # sgd: Nesterov's; muon: for filters, sgd for the rest
-    lr: float = 0.4  # peak of the one-cycle schedule
-    pct_start: float = 0.2  # share of the updates that the rate rises for
+    lr: LearningRate = 0.4  # peak of the one-cycle schedule
+    pct_start: Share = 0.2  # share of the updates that the rate rises for
     anneal: Literal["cos", "linear"] = "cos"  # form of the rise and the fall
-    momentum: float = 0.9  # of sgd, also beside muon; adamw's first decay
-    weight_decay: float = 5e-4  # on weights; none on biases, norms, and what muon scales to a fixed norm
-    bias_lr_factor: float = 1.0  # the rate of biases and norms, as a multiple
-    head_lr_factor: float = 1.0  # the rate of the last layer, as a multiple
-    label_smoothing: float = 0.0  # share of the target spread evenly over the classes
-    max_grad_norm: float = 0.0  # gradients are clipped to this norm; 0: not at all
-    ema_decay: float = 0.0  # moving average of the weights, which is what is evaluated; 0: none
+    momentum: ShareBelowOne = 0.9  # of sgd, also beside muon; adamw's first decay
+    weight_decay: WeightDecay = 5e-4  # on weights; none on biases, norms, and what muon scales to a fixed norm
+    bias_lr_factor: RateFactor = 1.0  # the rate of biases and norms, as a multiple
+    head_lr_factor: RateFactor = 1.0  # the rate of the last layer, as a multiple
+    label_smoothing: ShareBelowOne = 0.0  # share of the target spread evenly over the classes
+    max_grad_norm: GradientNorm = 0.0  # gradients are clipped to this norm; 0: not at all
+    ema_decay: ShareBelowOne = 0.0  # moving average of the weights, which is what is evaluated; 0: none
     ema_narrows: bool = False  # its window is never longer than the updates left: it ends at the last weights
-    seed: int = 0  # of the initial weights, the order of the images and their augmentation
+    seed: Seed = 0  # of the initial weights, the order of the images and their augmentation
     # --- evaluation
-    evaluate_every: int = 1  # epochs between evaluations on the test split; 0: only at the end
+    evaluate_every: Count = 1  # epochs between evaluations on the test split; 0: only at the end
     views: Views = "mirror"  # views of a test image for test/accuracy_views
-    eval_batch_size: int = 500  # images evaluated at a time
+    eval_batch_size: BatchSize = 500  # images evaluated at a time
     eval_only: bool = False  # only evaluate the newest checkpoint of --resume, or of --output_dir
     # --- run
-    output_dir: str = ""  # where the run is written; default runs/cifar/<recipe>
-    resume: str = ""  # "latest", a run folder or a checkpoint to go on from
-    checkpointing_steps: int = 0  # updates between checkpoints; 0: one at each evaluation
-    checkpoints_total_limit: int = 2  # newest checkpoints that are kept; 0: all
-    log_every: int = 20  # updates between log lines
+    output_dir: PathFlag = ""  # where the run is written; default runs/cifar/<recipe>
+    resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from
+    checkpointing_steps: Count = 0  # updates between checkpoints; 0: one at each evaluation
+    checkpoints_total_limit: Count = 2  # newest checkpoints that are kept; 0: all
+    log_every: Count = 20  # updates between log lines
     find_lr: bool = False  # run a learning-rate range test, suggest a rate and end
     compile: bool = False  # torch.compile the model
     profile: bool = False  # profile a few updates: table and trace in <output_dir>/profile

@@ -41,7 +41,7 @@ from models.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedGaussi
 from tools.judge import find_judge, label_hits
 from tools.sample import write_pictures
 from training.checkpoints import check_files, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
-from training.cli import run_script
+from training.cli import PathFlag, run_script
 from training.compilation import compile_model
 from training.cvae_figures import plot_active_units, write_latent_map
 from training.ema import EMA
@@ -51,6 +51,26 @@ from training.label_probe import active_units, probe_accuracy
 from training.lr_finder import lr_range_test, preserved_state, report_lr_range_test
 from training.metrics import MetricWindow
 from training.profiling import profiler
+from training.ranges import (
+    BatchSize,
+    Components,
+    Count,
+    Draws,
+    Epochs,
+    GradientNorm,
+    ImageSide,
+    Layers,
+    LearningRate,
+    Parts,
+    PatchSide,
+    Seed,
+    Share,
+    ShareBelowOne,
+    Temperature,
+    Weight,
+    WeightDecay,
+    Width,
+)
 from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
 from training.schedules import one_cycle, set_lr
 
@@ -60,8 +80,8 @@ class Config:
     recipe: Suppress[str]  # name of the recipe, for the run's folder and the tracker
     # --- data
     dataset: str = "ylecun/mnist"  # data set on the hub, or "digits" (embedded)
-    data_dir: str = ""  # IDX files, parquet or another layout of labelled images, instead of the hub
-    image_size: int = 28  # side that images of another size are resized and cropped to, in pixels
+    data_dir: PathFlag = ""  # IDX files, parquet or another layout of labelled images, instead of the hub
+    image_size: ImageSide = 28  # side that images of another size are resized and cropped to, in pixels
     channels: Literal[1, 3] = 1  # grey or colour
     flip: bool = False  # mirror half of the training images
     # --- likelihood
@@ -69,52 +89,52 @@ class Config:
         "bernoulli"  # of pixels
     )
     binarisation: Literal["dynamic", "static"] = "dynamic"  # for bernoulli: drawn anew in each update, or once
-    n_mixtures: int = 5  # components of logistic_mixture
+    n_mixtures: Components = 5  # components of logistic_mixture
     # --- batches
-    batch_size: int = 128  # images of a micro-batch in one process
-    gradient_accumulation_steps: int = 1  # micro-batches of a process in an update
+    batch_size: BatchSize = 128  # images of a micro-batch in one process
+    gradient_accumulation_steps: Parts = 1  # micro-batches of a process in an update
     # --- model
-    latent_dim: int = 32  # units of the global latent
-    spatial_latents: tuple[tuple[int, int], ...] = ()  # further ones: (side of their map, channels), coarse first
-    width: int = 32  # channels of the finest maps; twice and four times as many at half and a quarter of the side
-    n_blocks: int = 1  # residual blocks at each side
-    patch_size: int = 1  # pixels along the side of a patch, folded into channels
-    label_dim: int = 32  # size of the label's embedding
+    latent_dim: Width = 32  # units of the global latent
+    spatial_latents: tuple[tuple[PatchSide, Width], ...] = ()  # further: (side of the map, channels), coarse first
+    width: Width = 32  # channels of the finest maps; twice and four times as many at half and a quarter of the side
+    n_blocks: Layers = 1  # residual blocks at each side
+    patch_size: PatchSide = 1  # pixels along the side of a patch, folded into channels
+    label_dim: Width = 32  # size of the label's embedding
     conditioning: Literal["film", "concat"] = "film"  # the label scales and shifts the norms, or is appended
     encoder_sees_label: bool = False  # the global latent is inferred under the label too
     narrow_posteriors: bool = False  # spatial latents tell of the image from the start; goes with --kl_warmup
-    label_dropout: float = 0.0  # share of the labels that are withheld in training
+    label_dropout: Share = 0.0  # share of the labels that are withheld in training
     # --- objective
-    kl_weight: float = 1.0  # of the KL in the objective; the reported bounds always have 1
-    kl_warmup: float = 0.0  # share of the updates in which that weight rises from 0
-    free_bits: float = 0.0  # nats of each level of latents, in an image, that cost nothing
-    probe_weight: float = 0.0  # of a probe that reads the label from the latent, against which the encoder learns
-    classifier_weight: float = 0.0  # of a classifier that is to see the label in pictures under a wrong one
-    classifier_noise: float = 0.0  # up to this share of the contrast of photographs, on all that it is shown
-    classifier_pooling: int = 1  # pixels along the side of the squares that it sees averaged
-    picture_temperature: float = 1.0  # of spatial latents in pictures for a label; 0: at the means of their priors
+    kl_weight: Weight = 1.0  # of the KL in the objective; the reported bounds always have 1
+    kl_warmup: Share = 0.0  # share of the updates in which that weight rises from 0
+    free_bits: Weight = 0.0  # nats of each level of latents, in an image, that cost nothing
+    probe_weight: Weight = 0.0  # of a probe that reads the label from the latent, against which the encoder learns
+    classifier_weight: Weight = 0.0  # of a classifier that is to see the label in pictures under a wrong one
+    classifier_noise: Weight = 0.0  # up to this share of the contrast of photographs, on all that it is shown
+    classifier_pooling: PatchSide = 1  # pixels along the side of the squares that it sees averaged
+    picture_temperature: Temperature = 1.0  # of spatial latents in pictures for a label; 0: at their priors' means
     # --- optimization
-    epochs: int = 40  # passes over the training images
-    max_train_steps: int = 0  # updates in all, instead of epochs; 0: by epochs
-    lr: float = 2e-3  # peak of the one-cycle schedule, for AdamW
-    pct_start: float = 0.1  # share of the updates that the rate rises for
-    weight_decay: float = 0.01  # on filters and matrices; none on biases and norms
-    max_grad_norm: float = 1.0  # gradients are clipped to this norm; 0: not at all
-    ema_decay: float = 0.999  # moving average of the weights, which is what is evaluated; 0: none
-    seed: int = 0  # of the initial weights, the order of the images and all noise
+    epochs: Epochs = 40  # passes over the training images
+    max_train_steps: Count = 0  # updates in all, instead of epochs; 0: by epochs
+    lr: LearningRate = 2e-3  # peak of the one-cycle schedule, for AdamW
+    pct_start: Share = 0.1  # share of the updates that the rate rises for
+    weight_decay: WeightDecay = 0.01  # on filters and matrices; none on biases and norms
+    max_grad_norm: GradientNorm = 1.0  # gradients are clipped to this norm; 0: not at all
+    ema_decay: ShareBelowOne = 0.999  # moving average of the weights, which is what is evaluated; 0: none
+    seed: Seed = 0  # of the initial weights, the order of the images and all noise
     # --- evaluation
-    evaluate_every: int = 5  # epochs between evaluations on the test split; 0: only at the end
-    eval_batch_size: int = 500  # images evaluated at a time
-    iw_samples: int = 100  # draws of the importance-weighted bound at the end; 0: none
-    judge: str = ""  # run folder of train_cifar.py whose classifier counts label hits; without, one is trained once
-    judge_epochs: int = 2  # epochs of the one that is trained
+    evaluate_every: Count = 5  # epochs between evaluations on the test split; 0: only at the end
+    eval_batch_size: BatchSize = 500  # images evaluated at a time
+    iw_samples: Draws = 100  # draws of the importance-weighted bound at the end; 0: none
+    judge: PathFlag = ""  # run of train_cifar.py whose classifier counts label hits; without, one is trained once
+    judge_epochs: Epochs = 2  # epochs of the one that is trained
     eval_only: bool = False  # only evaluate the newest checkpoint of --resume, or of --output_dir
     # --- run
-    output_dir: str = ""  # where the run is written; default runs/cvae/<recipe>
-    resume: str = ""  # "latest", a run folder or a checkpoint to go on from
-    checkpointing_steps: int = 0  # updates between checkpoints; 0: one at each evaluation
-    checkpoints_total_limit: int = 2  # newest checkpoints that are kept; 0: all
-    log_every: int = 100  # updates between log lines
+    output_dir: PathFlag = ""  # where the run is written; default runs/cvae/<recipe>
+    resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from
+    checkpointing_steps: Count = 0  # updates between checkpoints; 0: one at each evaluation
+    checkpoints_total_limit: Count = 2  # newest checkpoints that are kept; 0: all
+    log_every: Count = 100  # updates between log lines
     find_lr: bool = False  # run a learning-rate range test, suggest a rate and end
     compile: bool = False  # torch.compile the model
     profile: bool = False  # profile a few updates: table and trace in <output_dir>/profile

@@ -40,7 +40,7 @@ from training.checkpoints import (
     load_weights,
     save_checkpoint,
 )
-from training.cli import run_script
+from training.cli import PathFlag, run_script
 from training.compilation import compile_model
 from training.ema import EMA
 from training.errors import UsageError
@@ -48,6 +48,25 @@ from training.lr_finder import lr_range_test, report_lr_range_test
 from training.metrics import MetricWindow
 from training.muon import MuonAdamW, muon_groups
 from training.profiling import profiler
+from training.ranges import (
+    BatchSize,
+    BeamSize,
+    Count,
+    Epochs,
+    GradientNorm,
+    Layers,
+    LearningRate,
+    LengthPower,
+    Parts,
+    PositiveInt,
+    Seed,
+    Share,
+    ShareBelowOne,
+    TokenBudget,
+    VocabularySize,
+    WeightDecay,
+    Width,
+)
 from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
 from training.schedules import one_cycle, set_lr
 from training.translation_figures import attention_examples, plot_translation_run
@@ -64,71 +83,73 @@ class Config:
     dataset_config: str = "en-it"  # configuration of the data set on the hub
     dataset_revision: str = ""  # branch, tag or commit of the data set on the hub; default: its main branch
     languages: tuple[str, str] = ("en", "it")  # source and target, as the data set names them
-    data_dir: str = ""  # folder with the data set's parquet or line-aligned files, instead of the hub
-    train_files: tuple[str, ...] = ()  # own corpus: SOURCE TARGET (a sentence a line), or one .tsv or .jsonl
-    valid_files: tuple[str, ...] = ()  # likewise; without them, split off the training files by hash
-    test_files: tuple[str, ...] = ()  # likewise
-    extra_test_files: tuple[str, ...] = ()  # a further test set, with scores beside the other's: test_extra/bleu
-    valid_fraction: float = 0.02  # share of the sources split off for validation
-    test_fraction: float = 0.02  # share of the sources split off for the test
+    data_dir: PathFlag = ""  # folder with the data set's parquet or line-aligned files, instead of the hub
+    train_files: tuple[PathFlag, ...] = ()  # own corpus: SOURCE TARGET (a sentence a line), or one .tsv or .jsonl
+    valid_files: tuple[PathFlag, ...] = ()  # likewise; without them, split off the training files by hash
+    test_files: tuple[PathFlag, ...] = ()  # likewise
+    extra_test_files: tuple[
+        PathFlag, ...
+    ] = ()  # a further test set, with scores beside the other's: test_extra/bleu
+    valid_fraction: ShareBelowOne = 0.02  # share of the sources split off for validation
+    test_fraction: ShareBelowOne = 0.02  # share of the sources split off for the test
     # --- tokens
     tokenizer: Literal["bpe", "unigram", "word"] = "bpe"  # kind of vocabulary
-    vocab_size: int = 8000  # most tokens of a vocabulary
-    min_frequency: int = 1  # rarest merge or word that gets a token
+    vocab_size: VocabularySize = 8000  # most tokens of a vocabulary
+    min_frequency: PositiveInt = 1  # rarest merge or word that gets a token
     lowercase: bool = False  # train on and evaluate against lower-cased text
     mask_numbers: bool = False  # each number is one token, <num>; the source's are copied back in their order
-    bpe_dropout: float = 0.0  # chance to skip a merge in training, drawn anew each epoch
-    max_len: int = 128  # training pairs with more tokens on a side are dropped; test pairs never are
+    bpe_dropout: ShareBelowOne = 0.0  # chance to skip a merge in training, drawn anew each epoch
+    max_len: PositiveInt = 128  # training pairs with more tokens on a side are dropped; test pairs never are
     # --- batches
     batching: Literal["bucketed", "sorted", "padded"] = "bucketed"  # how pairs are put together
-    max_tokens: int = 4096  # rows x longer side of a micro-batch in one process, padding counted
-    gradient_accumulation_steps: int = 1  # micro-batches of a process in an update
+    max_tokens: TokenBudget = 4096  # rows x longer side of a micro-batch in one process, padding counted
+    gradient_accumulation_steps: Parts = 1  # micro-batches of a process in an update
     # --- model
     model: Literal["transformer", "lstm"] = "transformer"  # the other one's options are refused
-    dropout: float = 0.1  # on embeddings; on residual branches, or between LSTM layers and before the output
+    dropout: ShareBelowOne = 0.1  # on embeddings; on residual branches, or between LSTM layers and before the last
     tied_embeddings: Literal["none", "output", "three-way"] = "three-way"  # three-way: one joint vocabulary
-    d_model: int = 512  # Transformer: width
-    n_heads: int = 8  # Transformer: attention heads
-    n_encoder_layers: int = 6  # Transformer: encoder layers
-    n_decoder_layers: int = 6  # Transformer: decoder layers
-    d_ff: int = 2048  # Transformer: width inside the feed-forward blocks
-    attention_dropout: float = 0.0  # Transformer: on attention weights
-    activation_dropout: float = 0.0  # Transformer: inside the feed-forward blocks
+    d_model: Width = 512  # Transformer: width
+    n_heads: Width = 8  # Transformer: attention heads
+    n_encoder_layers: Layers = 6  # Transformer: encoder layers
+    n_decoder_layers: Layers = 6  # Transformer: decoder layers
+    d_ff: Width = 2048  # Transformer: width inside the feed-forward blocks
+    attention_dropout: ShareBelowOne = 0.0  # Transformer: on attention weights
+    activation_dropout: ShareBelowOne = 0.0  # Transformer: inside the feed-forward blocks
     pre_norm: bool = True  # Transformer: normalise before each block rather than after it
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"  # Transformer: position embeddings
-    embedding_dim: int = 64  # LSTM: width of the embeddings
-    hidden_size: int = 128  # LSTM: width of the hidden states, in each direction of the encoder
-    n_layers: int = 2  # LSTM: layers of the encoder, and as many of the decoder
+    embedding_dim: Width = 64  # LSTM: width of the embeddings
+    hidden_size: Width = 128  # LSTM: width of the hidden states, in each direction of the encoder
+    n_layers: Layers = 2  # LSTM: layers of the encoder, and as many of the decoder
     attentional_layer: bool = False  # LSTM: a layer with tanh between attention and output projection
     early_attention: bool = False  # LSTM: the decoder's first layer asks, the context goes into the others too
     input_feeding: bool = False  # LSTM: the attentional layer's output joins the next input; step by step
-    teacher_forcing_ratio: float = 1.0  # LSTM: chance of the true token as input, else its own; < 1: step by step
+    teacher_forcing_ratio: Share = 1.0  # LSTM: chance of the true token as input, else its own; < 1: step by step
     # --- optimization
-    epochs: int = 18  # passes over the training pairs
-    max_train_steps: int = 0  # updates in all, instead of epochs; 0: by epochs
+    epochs: Epochs = 18  # passes over the training pairs
+    max_train_steps: Count = 0  # updates in all, instead of epochs; 0: by epochs
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for all matrices but embeddings and output
-    lr: float = 1e-3  # peak of the one-cycle schedule
-    pct_start: float = 0.2  # share of the updates that the rate rises for
-    beta2: float = 0.98  # AdamW's second decay
-    weight_decay: float = 0.01  # AdamW's, on matrices only
-    label_smoothing: float = 0.1  # share of the target spread evenly over the vocabulary
-    max_grad_norm: float = 1.0  # gradients are clipped to this norm; 0: not at all
-    ema_decay: float = 0.998  # moving average of the weights, which is what is evaluated; 0: none
-    patience: int = 0  # end after so many validations without a better BLEU; 0: never
-    seed: int = 0  # of the initial weights, the order of the data and dropout
+    lr: LearningRate = 1e-3  # peak of the one-cycle schedule
+    pct_start: Share = 0.2  # share of the updates that the rate rises for
+    beta2: ShareBelowOne = 0.98  # AdamW's second decay
+    weight_decay: WeightDecay = 0.01  # AdamW's, on matrices only
+    label_smoothing: ShareBelowOne = 0.1  # share of the target spread evenly over the vocabulary
+    max_grad_norm: GradientNorm = 1.0  # gradients are clipped to this norm; 0: not at all
+    ema_decay: ShareBelowOne = 0.998  # moving average of the weights, which is what is evaluated; 0: none
+    patience: Count = 0  # end after so many validations without a better BLEU; 0: never
+    seed: Seed = 0  # of the initial weights, the order of the data and dropout
     # --- evaluation
-    validate_every: int = 0  # updates between validations; 0: once an epoch
-    valid_sentences: int = 1000  # validation pairs that are translated (greedily) for BLEU
-    beam_size: int = 5  # beams on the test split
-    length_penalty: float = 1.0  # power of the length in the score of a beam
-    eval_batch_size: int = 64  # sentences decoded at a time
+    validate_every: Count = 0  # updates between validations; 0: once an epoch
+    valid_sentences: Count = 1000  # validation pairs that are translated (greedily) for BLEU; 0: all
+    beam_size: BeamSize = 5  # beams on the test split
+    length_penalty: LengthPower = 1.0  # power of the length in the score of a beam
+    eval_batch_size: BatchSize = 64  # sentences decoded at a time
     eval_only: bool = False  # only evaluate the best checkpoint of --resume, or of --output_dir
     # --- run
-    output_dir: str = ""  # where the run is written; default runs/translation/<recipe>
-    resume: str = ""  # "latest", a run folder or a checkpoint to go on from
-    checkpointing_steps: int = 0  # updates between checkpoints; 0: one after each validation
-    checkpoints_total_limit: int = 2  # newest checkpoints that are kept, besides the best; 0: all
-    log_every: int = 20  # updates between log lines
+    output_dir: PathFlag = ""  # where the run is written; default runs/translation/<recipe>
+    resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from
+    checkpointing_steps: Count = 0  # updates between checkpoints; 0: one after each validation
+    checkpoints_total_limit: Count = 2  # newest checkpoints that are kept, besides the best; 0: all
+    log_every: Count = 20  # updates between log lines
     find_lr: bool = False  # run a learning-rate range test, suggest a rate and end
     compile: bool = False  # torch.compile the model
     profile: bool = False  # profile a few updates: table and trace in <output_dir>/profile

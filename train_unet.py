@@ -39,7 +39,7 @@ from models.segmentation_scores import dice_of_images, pixel_confusion, predict_
 from models.unet import UNet
 from models.views import PixelViews, pixel_logits_over_views
 from training.checkpoints import check_files, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
-from training.cli import run_script
+from training.cli import PathFlag, run_script
 from training.compilation import compile_model
 from training.ema import EMA
 from training.errors import UsageError
@@ -49,6 +49,24 @@ from training.metrics import MetricWindow
 from training.model_summary import write_model_summary
 from training.muon import Muon
 from training.profiling import profiler
+from training.ranges import (
+    BatchSize,
+    Count,
+    Degrees,
+    Epochs,
+    GradientNorm,
+    HalfShare,
+    ImageSide,
+    Layers,
+    LearningRate,
+    Parts,
+    RateFactor,
+    Seed,
+    Share,
+    ShareBelowOne,
+    WeightDecay,
+    Width,
+)
 from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
 from training.schedules import one_cycle, set_lr
 from training.segmentation_comparison import write_comparison
@@ -60,57 +78,57 @@ class Config:
     recipe: Suppress[str]  # name of the recipe, for the run's folder and the tracker
     # --- data
     dataset: Literal["pet", "shapes"] = "pet"  # Oxford-IIIT Pet, or embedded textured shapes
-    data_dir: str = ""  # folder of Pet's images/ and annotations/, or of its two tarballs, instead of a download
-    image_size: int = 128  # side that pictures and masks are resized to, in pixels
+    data_dir: PathFlag = ""  # folder of Pet's images/ and annotations/, or of its two tarballs; else a download
+    image_size: ImageSide = 128  # side that pictures and masks are resized to, in pixels
     classes: Literal["binary", "trimap"] = "binary"  # pet against background; or background, pet and border
     border: Literal["pet", "background", "ignore"] = "pet"  # what the border counts as in binary masks
     # --- augmentation, of picture and mask together
     flip: bool = True  # half of the pictures are mirrored
-    scale: float = 0.4  # the crop's sides are 1 / (1 + this) to 1 + this of the picture's
-    aspect: float = 0.2  # and the ratio of its sides likewise
-    shift: float = 0.1  # its centre is moved by this share of the side at most
-    rotation: float = 20.0  # largest turn to either side, in degrees
-    brightness: float = 0.5  # brightness is multiplied by 1 +- this at most
-    contrast: float = 0.5  # contrast likewise
-    saturation: float = 1.0  # saturation likewise
-    hue: float = 0.0  # hues are turned by +- this at most, in degrees
-    background_mix: float = 0.5  # share of the pictures with the background of another picture behind the pet
-    cutmix: float = 0.25  # share of the pictures with a rectangle of another picture in them
+    scale: Share = 0.4  # the crop's sides are 1 / (1 + this) to 1 + this of the picture's
+    aspect: Share = 0.2  # and the ratio of its sides likewise
+    shift: HalfShare = 0.1  # its centre is moved by this share of the side at most
+    rotation: Degrees = 20.0  # largest turn to either side, in degrees
+    brightness: Share = 0.5  # brightness is multiplied by 1 +- this at most
+    contrast: Share = 0.5  # contrast likewise
+    saturation: Share = 1.0  # saturation likewise
+    hue: Degrees = 0.0  # hues are turned by +- this at most, in degrees
+    background_mix: Share = 0.5  # share of the pictures with the background of another picture behind the pet
+    cutmix: Share = 0.25  # share of the pictures with a rectangle of another picture in them
     # --- batches
-    batch_size: int = 16  # pictures of a micro-batch in one process
-    gradient_accumulation_steps: int = 1  # micro-batches of a process in an update
+    batch_size: BatchSize = 16  # pictures of a micro-batch in one process
+    gradient_accumulation_steps: Parts = 1  # micro-batches of a process in an update
     # --- model
     downsampling: Literal["maxpool", "strided"] = "maxpool"  # max-pooling, or convolution of stride 2
     upsampling: Literal["transposed", "bilinear"] = "transposed"  # transposed convolution, or bilinear and 3x3
-    width: int = 32  # channels of the first level; they double at each further one
-    max_width: int = 0  # most channels of a level; 0: no limit
-    depth: int = 4  # times that the resolution is halved
+    width: Width = 32  # channels of the first level; they double at each further one
+    max_width: Count = 0  # most channels of a level; 0: no limit
+    depth: Layers = 4  # times that the resolution is halved
     norm: Literal["batch", "group", "instance", "none"] = "batch"  # normalisation after each convolution
-    dropout: float = 0.0  # share of the channels zeroed at the lowest resolution
+    dropout: ShareBelowOne = 0.0  # share of the channels zeroed at the lowest resolution
     # --- optimization
     loss: Literal["bce", "dice", "bce+dice"] = "bce"  # cross-entropy with logits, soft Dice, or their sum
-    epochs: int = 90  # passes over the training pictures
-    max_train_steps: int = 0  # updates in all, instead of epochs; 0: by epochs
-    half_size_share: float = 0.55  # share of the updates, the first ones, on pictures of half the side
+    epochs: Epochs = 90  # passes over the training pictures
+    max_train_steps: Count = 0  # updates in all, instead of epochs; 0: by epochs
+    half_size_share: Share = 0.55  # share of the updates, the first ones, on pictures of half the side
     optimizer: Literal["adamw", "muon"] = "muon"  # muon: for filters, Nesterov's sgd for the rest
-    lr: float = 0.05  # peak of the one-cycle schedule
-    pct_start: float = 0.2  # share of the updates that the rate rises for
-    bias_lr_factor: float = 4.0  # the rate of biases, norms and the last layer, as a multiple
-    weight_decay: float = 0.05  # of adamw, on filters; muon keeps them at a fixed norm
-    max_grad_norm: float = 0.0  # gradients are clipped to this norm; 0: not at all
-    ema_decay: float = 0.99  # moving average of the weights, which is what is evaluated; 0: none
-    seed: int = 0  # of the initial weights, the order of the pictures and their augmentation
+    lr: LearningRate = 0.05  # peak of the one-cycle schedule
+    pct_start: Share = 0.2  # share of the updates that the rate rises for
+    bias_lr_factor: RateFactor = 4.0  # the rate of biases, norms and the last layer, as a multiple
+    weight_decay: WeightDecay = 0.05  # of adamw, on filters; muon keeps them at a fixed norm
+    max_grad_norm: GradientNorm = 0.0  # gradients are clipped to this norm; 0: not at all
+    ema_decay: ShareBelowOne = 0.99  # moving average of the weights, which is what is evaluated; 0: none
+    seed: Seed = 0  # of the initial weights, the order of the pictures and their augmentation
     # --- evaluation
-    evaluate_every: int = 10  # epochs between evaluations on the test split; 0: only at the end
+    evaluate_every: Count = 10  # epochs between evaluations on the test split; 0: only at the end
     views: PixelViews = "scales"  # views of a test picture for test/dice_views
-    eval_batch_size: int = 64  # pictures evaluated at a time
+    eval_batch_size: BatchSize = 64  # pictures evaluated at a time
     eval_only: bool = False  # only evaluate the newest checkpoint of --resume, or of --output_dir
     # --- run
-    output_dir: str = ""  # where the run is written; default runs/unet/<recipe>
-    resume: str = ""  # "latest", a run folder or a checkpoint to go on from
-    checkpointing_steps: int = 0  # updates between checkpoints; 0: one at each evaluation
-    checkpoints_total_limit: int = 2  # newest checkpoints that are kept; 0: all
-    log_every: int = 20  # updates between log lines
+    output_dir: PathFlag = ""  # where the run is written; default runs/unet/<recipe>
+    resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from
+    checkpointing_steps: Count = 0  # updates between checkpoints; 0: one at each evaluation
+    checkpoints_total_limit: Count = 2  # newest checkpoints that are kept; 0: all
+    log_every: Count = 20  # updates between log lines
     find_lr: bool = False  # run a learning-rate range test, suggest a rate and end
     compile: bool = False  # torch.compile the model
     profile: bool = False  # profile a few updates: table and trace in <output_dir>/profile

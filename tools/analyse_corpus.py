@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 
 from data.corpus_statistics import (
     HIGHEST_MIN_FREQUENCY,
@@ -30,9 +29,11 @@ from data.corpus_statistics import (
 )
 from data.errors import DataError
 from data.translation import load_splits
-from training.cli import run_tool
+from training.cli import PathFlag, parse_flags, run_tool
 from training.corpus_figures import plot_length_losses, plot_lengths, plot_occurrences, plot_unknown, plot_zipf
+from training.errors import UsageError
 from training.image_figures import format_table
+from training.ranges import ShareBelowOne
 
 MAX_LENS = (128, 96, 64, 48, 42, 32, 24, 16)
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
@@ -50,15 +51,15 @@ class Config:
     dataset_config: str = "en-it"  # configuration of the data set on the hub
     dataset_revision: str = ""  # branch, tag or commit of the data set on the hub; default: its main branch
     languages: tuple[str, str] | None = None  # source and target; default: en it, or as two files' names end
-    data_dir: str = ""  # folder with the data set's parquet or line-aligned files, instead of the hub
-    train_files: tuple[str, ...] = ()  # own corpus: SOURCE TARGET (a sentence a line), or one .tsv or .jsonl
-    valid_files: tuple[str, ...] = ()  # likewise; without them, split off the training files by hash
-    test_files: tuple[str, ...] = ()  # likewise
-    extra_test_files: tuple[str, ...] = ()  # a further test set, whose sentences leave training; not counted
-    valid_fraction: float = 0.02  # share of the sources split off for validation
-    test_fraction: float = 0.02  # share of the sources split off for the test
+    data_dir: PathFlag = ""  # folder with the data set's parquet or line-aligned files, instead of the hub
+    train_files: tuple[PathFlag, ...] = ()  # own corpus: SOURCE TARGET (a sentence a line), or one .tsv or .jsonl
+    valid_files: tuple[PathFlag, ...] = ()  # likewise; without them, split off the training files by hash
+    test_files: tuple[PathFlag, ...] = ()  # likewise
+    extra_test_files: tuple[PathFlag, ...] = ()  # a further test set, whose sentences leave training; not counted
+    valid_fraction: ShareBelowOne = 0.02  # share of the sources split off for validation
+    test_fraction: ShareBelowOne = 0.02  # share of the sources split off for the test
     lowercase: bool = False  # count lower-cased text
-    output_dir: str = ""  # where the report is written; default runs/corpus/<name of the corpus>
+    output_dir: PathFlag = ""  # where the report is written; default runs/corpus/<name of the corpus>
     tracker: Literal["wandb", "none"] = "none"  # where tables and figures go besides output_dir
 
 
@@ -337,8 +338,8 @@ def report(config: Config) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run from the command line; exits with code 2, after one line, where a corpus cannot be used."""
     try:
-        report(tyro.cli(Config, description=__doc__, args=args, use_underscores=True))
-    except DataError as error:
+        report(parse_flags(Config, __doc__, args))
+    except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

@@ -20,8 +20,9 @@ from data.labelled_images import decode_image
 from models.views import Views, logits_over_views
 from train_cifar import Config, build_model
 from training.checkpoints import find_checkpoint, load_weights, read_state
-from training.cli import run_tool
+from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
+from training.ranges import BatchSize, PositiveInt
 
 
 class Classifier:
@@ -73,11 +74,11 @@ class Classifier:
 
 
 def main(
-    run: Positional[str],
-    files: Positional[tuple[str, ...]],
+    run: Positional[PathFlag],
+    files: Positional[tuple[PathFlag, ...]],
     views: Annotated[Views | None, tyro.conf.arg(help="views that are averaged; without: the run's")] = None,
-    top_k: Annotated[int, tyro.conf.arg(help="classes shown of each image")] = 1,
-    batch_size: Annotated[int, tyro.conf.arg(help="images classified at a time")] = 500,
+    top_k: Annotated[PositiveInt, tyro.conf.arg(help="classes shown of each image")] = 1,
+    batch_size: Annotated[BatchSize, tyro.conf.arg(help="images classified at a time")] = 500,
 ) -> None:
     """Print a line a file: its name, then its likeliest classes and their probabilities, between tabs.
 
@@ -97,4 +98,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_tool(lambda: tyro.cli(main, use_underscores=True), stdout_is_the_result=True)
+    run_tool(lambda: call_with_flags(main), stdout_is_the_result=True)

@@ -11,11 +11,10 @@ import json
 import sys
 from pathlib import Path
 
-import tyro
 from tyro.conf import Positional
 
 from tools.plot_runs import named_paths
-from training.cli import run_tool
+from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
 
 NOT_COMPARED = {"output_dir", "resume", "tracker", "log_every", "evaluate_every", "checkpointing_steps",
@@ -67,7 +66,7 @@ def as_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main(runs: Positional[tuple[str, ...]], values: tuple[str, ...], output: str = "") -> None:
+def main(runs: Positional[tuple[str, ...]], values: tuple[str, ...], output: PathFlag = "") -> None:
     """Put the final numbers of several runs in one table.
 
     Args:
@@ -87,4 +86,4 @@ def main(runs: Positional[tuple[str, ...]], values: tuple[str, ...], output: str
 
 
 if __name__ == "__main__":
-    run_tool(lambda: tyro.cli(main, use_underscores=True), stdout_is_the_result=True)
+    run_tool(lambda: call_with_flags(main), stdout_is_the_result=True)

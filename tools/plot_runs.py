@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from tyro.conf import Positional
 
-from training.cli import run_tool
+from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
 from training.figures import new_figure, read_metrics, readable_name, save_png
 
@@ -28,7 +27,7 @@ def named_paths(runs: tuple[str, ...]) -> dict[str, Path]:
     named = [run.partition("=") for run in runs]
     if any(not name or not path for name, _, path in named) or len({name for name, _, _ in named}) < len(named):
         raise UsageError(f"{' '.join(runs)}: give each run as NAME=PATH, with names that differ")
-    return {name: Path(path) for name, _, path in named}
+    return {name: Path(path).expanduser() for name, _, path in named}
 
 
 def read_runs(path: Path) -> list[list[dict]]:
@@ -79,7 +78,7 @@ def main(
     values: tuple[str, ...] = ("train/loss",),
     over: Literal["epoch", "minutes", "step"] = "epoch",
     title: str = "",
-    output: str = "curves.png",
+    output: PathFlag = "curves.png",
 ) -> None:
     """Draw the curves of several runs in one figure.
 
@@ -99,4 +98,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_tool(lambda: tyro.cli(main, use_underscores=True))
+    run_tool(lambda: call_with_flags(main))

@@ -16,10 +16,9 @@ import statistics
 import sys
 from pathlib import Path
 
-import tyro
 from tyro.conf import Positional
 
-from training.cli import run_tool
+from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,9 +154,9 @@ def readme_with_table(readme: str) -> str:
 
 def main(
     name: Positional[str] = "",
-    runs: Positional[tuple[str, ...]] = (),
+    runs: Positional[tuple[PathFlag, ...]] = (),
     note: str = "",
-    log: tuple[str, ...] = (),
+    log: tuple[PathFlag, ...] = (),
     launch: str = "accelerate launch --config_file accelerate_configs/cpu.yaml",
     readme: bool = False,
 ) -> None:
@@ -183,4 +182,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_tool(lambda: tyro.cli(main, use_underscores=True))
+    run_tool(lambda: call_with_flags(main))

@@ -18,7 +18,7 @@ from data.seeding import Stream, seeded_generator
 from models.cvae_objective import Objective
 from models.cvae_pictures import drawn, interpolated, reconstructed, relabelled, wrong_labels
 from training.checkpoints import find_checkpoint, load_weights, read_state
-from training.cli import run_tool
+from training.cli import PathFlag, call_with_flags, run_tool
 from training.cvae_figures import (
     write_interpolations,
     write_prior_samples,
@@ -28,6 +28,7 @@ from training.cvae_figures import (
 )  # fmt: skip
 from training.errors import UsageError
 from training.image_figures import plot_image_grid
+from training.ranges import BatchSize, Seed, Temperature
 
 
 class Sampler:
@@ -94,12 +95,12 @@ def write_pictures(
 
 
 def main(
-    run: Positional[str],
+    run: Positional[PathFlag],
     label: Annotated[tuple[str, ...], tyro.conf.arg(help="names of classes; without, all of them")] = (),
-    n: Annotated[int, tyro.conf.arg(help="pictures of each label")] = 10,
-    seed: Annotated[int, tyro.conf.arg(help="another one draws other pictures")] = 0,
-    temperature: Annotated[float, tyro.conf.arg(help="below 1: less varied, nearer to the typical picture")] = 1.0,
-    output: Annotated[str, tyro.conf.arg(help="PNG file to write")] = "samples.png",
+    n: Annotated[BatchSize, tyro.conf.arg(help="pictures of each label")] = 10,
+    seed: Annotated[Seed, tyro.conf.arg(help="another one draws other pictures")] = 0,
+    temperature: Annotated[Temperature, tyro.conf.arg(help="below 1: less varied, more typical pictures")] = 1.0,
+    output: Annotated[PathFlag, tyro.conf.arg(help="PNG file to write")] = "samples.png",
 ) -> None:
     """Write a PNG with a row of drawn pictures for each label.
 
@@ -107,8 +108,6 @@ def main(
         run: run folder or one checkpoint
     """
     try:
-        if n < 1:
-            raise UsageError(f"--n {n}: give at least 1")
         sampler = Sampler(run)
         names = label or tuple(sampler.class_names)
         pictures = torch.cat([sampler(name, n, seed, temperature) for name in names])
@@ -120,4 +119,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_tool(lambda: tyro.cli(main, use_underscores=True))
+    run_tool(lambda: call_with_flags(main))

@@ -24,7 +24,7 @@ from models.segmentation_scores import predict_masks
 from models.views import PixelViews, pixel_logits_over_views
 from train_unet import Config, build_model
 from training.checkpoints import find_checkpoint, load_weights, read_state
-from training.cli import run_tool
+from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
 from training.segmentation_figures import overlay_masks
 
@@ -74,9 +74,9 @@ class Segmenter:
 
 
 def main(
-    run: Positional[str],
-    files: Positional[tuple[str, ...]],
-    output_dir: Annotated[str, tyro.conf.arg(help="where the masks and overlays go")] = "segmented",
+    run: Positional[PathFlag],
+    files: Positional[tuple[PathFlag, ...]],
+    output_dir: Annotated[PathFlag, tyro.conf.arg(help="where the masks and overlays go")] = "segmented",
     views: Annotated[PixelViews | None, tyro.conf.arg(help="views that are averaged; without: the run's")] = None,
 ) -> None:
     """Write NAME_mask.png (0 background, 255 pet, 128 border) and NAME_overlay.png for each picture.
@@ -106,4 +106,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_tool(lambda: tyro.cli(main, use_underscores=True))
+    run_tool(lambda: call_with_flags(main))

@@ -17,8 +17,9 @@ from data.tokenization import EOS_ID, TextTokenizer
 from models.decoding import decode_in_batches, sample
 from train_translation import SPECIAL, Config, build_model
 from training.checkpoints import find_checkpoint, load_weights, read_state
-from training.cli import run_tool
+from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
+from training.ranges import BatchSize, BeamSize, Count, LengthPower, Seed, Temperature
 
 
 class Translator:
@@ -80,14 +81,14 @@ class Translator:
 
 
 def main(
-    run: Positional[str],
+    run: Positional[PathFlag],
     sentences: Positional[tuple[str, ...]] = (),
-    beam_size: Annotated[int | None, tyro.conf.arg(help="beams; default: as the run was evaluated")] = None,
-    length_penalty: Annotated[float | None, tyro.conf.arg(help="power of the length; likewise")] = None,
-    batch_size: Annotated[int, tyro.conf.arg(help="sentences translated at a time")] = 64,
-    temperature: Annotated[float, tyro.conf.arg(help="above 0: sample instead of searching")] = 0.0,
-    top_k: Annotated[int, tyro.conf.arg(help="when sampling, only from the k likeliest tokens; 0: all")] = 0,
-    seed: Annotated[int, tyro.conf.arg(help="of the samples")] = 0,
+    beam_size: Annotated[BeamSize | None, tyro.conf.arg(help="beams; default: as the run was evaluated")] = None,
+    length_penalty: Annotated[LengthPower | None, tyro.conf.arg(help="power of the length; likewise")] = None,
+    batch_size: Annotated[BatchSize, tyro.conf.arg(help="sentences translated at a time")] = 64,
+    temperature: Annotated[Temperature, tyro.conf.arg(help="above 0: sample instead of searching")] = 0.0,
+    top_k: Annotated[Count, tyro.conf.arg(help="when sampling, only from the k likeliest tokens; 0: all")] = 0,
+    seed: Annotated[Seed, tyro.conf.arg(help="of the samples")] = 0,
 ) -> None:
     """Translate sentences given as arguments, else the lines of stdin, to stdout, one a line.
 
@@ -113,4 +114,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_tool(lambda: tyro.cli(main, use_underscores=True), stdout_is_the_result=True)
+    run_tool(lambda: call_with_flags(main), stdout_is_the_result=True)

@@ -1,25 +1,57 @@
 """The command line of a script (a recipe's name, then any field of its Config) and how programs end."""
 
+import contextlib
+import functools
+import io
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Annotated, TypeVar, get_type_hints
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from training.errors import TrainingDiverged, UsageError
+from training.ranges import check_config, check_ranges
 from training.terminal import make_printing_safe
 
 C = TypeVar("C")
+
+# A file or folder: `~` is expanded, which no shell does in a sweep, a YAML or after `--output_dir=`.
+PathFlag = Annotated[
+    str,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: os.path.expanduser(words[0]),
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    ),
+]
 
 
 def parse_config(recipes: dict[str, tuple[str, C]], description: str, args: list[str] | None = None) -> C:
     """The Config that `RECIPE [--flag value ..]` asks for; exits with code 2 on a wrong name or flag.
 
-    `recipes` maps each name to (one line of help, Config). `--max_tokens` and `--max-tokens` are the same.
+    `recipes` maps each name to (one line of help, Config). `--max_tokens` and `--max-tokens` are the same. Raises
+    UsageError for a number out of its flag's range (training/ranges.py).
     """
-    return tyro.extras.overridable_config_cli(recipes, description=description, args=args, use_underscores=True)
+    with _one_line_errors():
+        config = tyro.extras.overridable_config_cli(
+            recipes, description=description, args=args, use_underscores=True
+        )
+    check_config(config)
+    return config
+
+
+def parse_flags(kind: type[C], description: str, args: list[str] | None = None) -> C:
+    """Likewise for a tool: the dataclass `kind` that the flags ask for."""
+    with _one_line_errors():
+        flags = tyro.cli(kind, description=description, args=args, use_underscores=True)
+    check_config(flags)
+    return flags
 
 
 def run_script(
@@ -34,10 +66,10 @@ def run_script(
     130 and 143 after SIGINT and SIGTERM.
     """
     make_printing_safe()
-    config = parse_config(recipes, description)
-    # Before the loop takes the signal over there is nothing to save: end at once, with the right code.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
+        config = parse_config(recipes, description)
+        # Before the loop takes the signal over there is nothing to save: end at once, with the right code.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         main(config)
     except (UsageError, TrainingDiverged, *user_errors) as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
@@ -67,3 +99,52 @@ def _end_for_want_of_stdout(error: OSError) -> None:
         sys.exit(128 + signal.SIGPIPE)
     print(f"error: stdout cannot be written: {error.strerror}", file=sys.stderr)
     sys.exit(2)
+
+
+def call_with_flags(main: Callable[..., None], args: list[str] | None = None) -> None:
+    """Call `main` with what the command line gives it; exits with code 2, after a line, where that is wrong."""
+
+    @functools.wraps(main)
+    def parse(**arguments) -> dict:
+        return arguments
+
+    with _one_line_errors():
+        arguments = tyro.cli(parse, args=args, use_underscores=True)
+    try:
+        check_ranges(arguments, get_type_hints(main, include_extras=True))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    main(**arguments)
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What tyro says in a box of many lines, of a wrong flag, becomes one line on stderr."""
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            yield
+    except SystemExit as end:
+        if end.code == 2:
+            print(f"error: {_in_one_line(shown.getvalue())}", file=sys.stderr, flush=True)
+        raise
+
+
+def _in_one_line(box: str) -> str:
+    """The text of tyro's box: what is wrong, and the flags or recipes that may have been meant."""
+    plain = re.sub("\x1b\\[[0-9;]*m", "", box)  # without colours, and now without frame and title
+    _, *lines = re.sub("[│╰╯]", " ", plain).splitlines()
+    said = []
+    for section in re.split("[─-]{10,}", "\n".join(lines)):
+        first, *others = [line.strip() for line in section.splitlines() if line.strip()] or [""]
+        if first == "Perhaps you meant:":
+            others = list(dict.fromkeys(line for line in others if line.startswith("-")))
+            said.append(f"perhaps you meant {', '.join(others)}")
+        elif first == "Argument helptext:":
+            said.append(f"it takes {others[0]}")
+        elif first.startswith("For full helptext"):
+            said.append("f" + " ".join([first, *others])[1:])
+        elif first:
+            said.append(" ".join([first, *others]).rstrip("."))
+    return "; ".join(said)

@@ -54,7 +54,6 @@ def test_the_command_writes_a_row_a_label(run, tmp_path, capsys):
 def test_wrong_usage_is_one_line_and_exit_code_2(run, tmp_path, capsys):
     for arguments, named in (
         ((str(run), ("cat",)), "cat"),
-        ((str(run), (), 0), "--n 0"),
         ((str(tmp_path),), str(tmp_path)),
         ((str(run.parent / "judge"),), "not of train_cvae"),
     ):

@@ -4,16 +4,19 @@ from dataclasses import dataclass
 
 import pytest
 
-from training.cli import parse_config, run_script
+from training.cli import PathFlag, call_with_flags, parse_config, run_script
 from training.errors import TrainingDiverged, UsageError
+from training.ranges import Count, LearningRate
 
 
 @dataclass(frozen=True)
 class Config:
     recipe: str  # name of the recipe
-    max_train_steps: int = 7  # updates in all
-    lr: float = 0.1  # peak rate
+    max_train_steps: Count = 7  # updates in all
+    lr: LearningRate = 0.1  # peak rate
     compile: bool = False  # compile the model
+    output_dir: PathFlag = ""  # where it is written
+    train_files: tuple[PathFlag, ...] = ()  # what is read
 
 
 RECIPES = {"demo": ("a small one", Config("demo")), "large": ("a large one", Config("large", lr=0.5))}
@@ -42,15 +45,51 @@ def test_help_lists_the_recipes_with_a_line_each(capsys):
     [
         (["demo", "--max_train_step", "3"], "--max-train-steps"),
         (["dmo"], "demo"),
-        (["demo", "--lr", "x"], "--lr"),
-        ([], ""),
+        (["demo", "--compile", "x"], "x"),
+        (["demo", "--lr"], "--lr"),
+        ([], "demo, large"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_names_what_was_meant(capsys, args, named):
     with pytest.raises(SystemExit) as end:
         parse_config(RECIPES, "", args)
     assert end.value.code == 2
-    assert named.replace("-", "_") in capsys.readouterr().err.replace("-", "_")
+    shown = capsys.readouterr().err
+    assert named.replace("-", "_") in shown.replace("-", "_")
+    assert shown.startswith("error: ") and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("lr", ["0", "-1", "nan", "inf", "x", "1e30"])
+def test_a_number_out_of_range_ends_with_2_after_one_line(monkeypatch, capsys, lr):
+    monkeypatch.setattr(sys, "argv", ["script", "demo", "--lr", lr])
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda config: None, RECIPES, "")
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: --lr ") and ": give " in shown and shown.count("\n") == 1
+
+
+def test_tilde_is_the_home_folder_wherever_a_path_is_given(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    args = ["demo", "--output_dir=~/runs/a", "--train_files", "~/a.en", "b~/a.it"]
+    config = parse_config(RECIPES, "", args)
+    assert config.output_dir == "/home/ada/runs/a" and config.train_files == ("/home/ada/a.en", "b~/a.it")
+
+
+def test_a_tool_gets_its_arguments_checked_and_expanded(monkeypatch, capsys):
+    monkeypatch.setenv("HOME", "/home/ada")
+    called = []
+
+    def main(run: PathFlag, n: Count = 1) -> None:
+        called.append((run, n))
+
+    call_with_flags(main, ["--run", "~/runs/a", "--n", "3"])
+    assert called == [("/home/ada/runs/a", 3)]
+    for args in (["--run", "a", "--n", "-3"], ["--run", "a", "--n", "nan"], ["--run"], ["--m", "3"]):
+        with pytest.raises(SystemExit) as end:
+            call_with_flags(main, args)
+        assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    assert len(called) == 1
 
 
 @pytest.mark.parametrize(
