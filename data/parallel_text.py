@@ -1,20 +1,17 @@
-"""Parallel text: reading, cleaning and splitting pairs of a source sentence and its translation."""
+"""Pairs of a source sentence and its translation: cleaning them, and splitting them by hash."""
 
-import codecs
 import functools
-import gzip
-import json
+import statistics
 import sys
 import unicodedata
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 
 from data.errors import DataError
-from data.hub import load_from_hub
 
+MAX_LENGTH_RATIO = 3.0  # by default, a side may be so many times as long as its translation usually is
+_UNEVEN = 1.5  # a corpus whose sides differ by more in their usual length is measured by that
 _FREE_CHARACTERS = 20  # a sentence may be this much longer than its translation, whatever the ratio
 
 
@@ -36,119 +33,60 @@ class ParallelText:
         """(source, target) in order."""
         return zip(self.sources, self.targets, strict=True)
 
-
-def _from_pairs(pairs: Sequence[tuple[str, str]]) -> ParallelText:
-    return ParallelText([source for source, _ in pairs], [target for _, target in pairs])
-
-
-# Files
+    @classmethod
+    def from_pairs(cls, pairs: Sequence[tuple[str, str]]) -> "ParallelText":
+        """The text of (source, target) pairs."""
+        return cls([source for source, _ in pairs], [target for _, target in pairs])
 
 
-def read_parallel_files(paths: Sequence[str | Path], languages: tuple[str, str] | None = None) -> ParallelText:
-    """Read two line-aligned files, or one .tsv or .jsonl file; each plain or .gz, in UTF-8.
+# Cleaning
 
-    paths: (source, target) with one sentence a line; or one .tsv of two columns, source and target; or one
-        .jsonl of {"source": .., "target": ..} or, given `languages`, of the hub's objects
-        {"translation": {"en": .., "it": ..}}.
-    languages: (source, target) codes, such as ("en", "it"); used for "translation" alone.
 
-    Lines end at "\\n" (or "\\r\\n") only, empty ones are kept, and a byte-order mark is removed.
+def normalised(text: ParallelText) -> ParallelText:
+    """Each sentence in Unicode's composed form (NFC), every run of white space one space, none at the ends.
 
-    Raises DataError, with file and line, for files of unequal length, an empty or missing file, bytes that are
-    not UTF-8, a damaged .gz, and a row or object of another form.
+    White space is what `str.split` takes for it, so that no sentence holds the end of a line of any kind.
     """
-    if len(paths) == 2:
-        sources, targets = map(_read_lines, paths)
-        if len(sources) != len(targets):
-            raise DataError(
-                f"{paths[0]} has {len(sources)} lines but {paths[1]} has {len(targets)}: "
-                "the two files must be line-aligned"
-            )
-        return ParallelText(sources, targets)
-    if len(paths) != 1:
-        raise DataError(f"{len(paths)} files of parallel text: give SOURCE and TARGET, or one .tsv or .jsonl")
-    path = Path(paths[0])
-    suffix = Path(path.name.removesuffix(".gz")).suffix
-    if suffix == ".tsv":
-        return _from_pairs([_tsv_pair(line, f"{path}:{n}") for n, line in enumerate(_read_lines(path), 1)])
-    if suffix == ".jsonl":
-        return _from_pairs(
-            [_json_pair(line, languages, f"{path}:{n}") for n, line in enumerate(_read_lines(path), 1)]
-        )
-    raise DataError(f"{path}: one file of parallel text must be .tsv or .jsonl (or .gz of these); else give two")
+    return ParallelText([_normalise(s) for s in text.sources], [_normalise(t) for t in text.targets])
 
 
-def _read_lines(path: str | Path) -> list[str]:
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is no complete gzip file ({error}): fetch or pack it again") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    data = data.removeprefix(codecs.BOM_UTF8)
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        byte = data[error.start]
-        raise DataError(f"{path}:{line}: byte 0x{byte:02x} is not UTF-8: convert the file to UTF-8") from error
-    if not text:
-        raise DataError(f"{path} is empty: it needs one sentence a line")
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+def without_empty(text: ParallelText) -> ParallelText:
+    """The pairs with text on both sides."""
+    return ParallelText.from_pairs([(s, t) for s, t in text.pairs() if s and t])
 
 
-def _tsv_pair(line: str, where: str) -> tuple[str, str]:
-    columns = line.split("\t")
-    if len(columns) != 2:
-        raise DataError(f"{where}: {len(columns)} columns, not 2 (source, tab, target)")
-    return columns[0], columns[1]
+def usual_length_ratio(text: ParallelText) -> float:
+    """Characters of a target for each of its source: the corpus' median, or 1 where the sides are about as long.
+
+    Scripts differ: an English sentence has three to five times the characters of its Chinese translation. Up
+    to a median of 1.5, either way, a corpus counts as even.
+    """
+    ratios = [len(t) / len(s) for s, t in text.pairs() if s and t]
+    median = statistics.median(ratios) if ratios else 1.0
+    return median if max(median, 1 / median) > _UNEVEN else 1.0
 
 
-def _json_pair(line: str, languages: tuple[str, str] | None, where: str) -> tuple[str, str]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg}): each line must be one object") from error
-    keys = ("source", "target")
-    if isinstance(row, dict) and "translation" in row:
-        if languages is None:
-            raise DataError(f'{where}: a "translation" needs the two languages to be named')
-        row, keys = row["translation"], languages
-    pair = tuple(row.get(key) if isinstance(row, dict) else None for key in keys)
-    if not all(isinstance(side, str) for side in pair):
-        raise DataError(f'{where}: no text under both "{keys[0]}" and "{keys[1]}"')
-    try:
-        "".join(pair).encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON's \ud800 escapes can spell half a character
-        raise DataError(f"{where}: an unpaired surrogate escape, which is no character") from error
-    return pair
+def clean(
+    text: ParallelText, max_length_ratio: float = MAX_LENGTH_RATIO, usual_ratio: float = 1.0
+) -> tuple[ParallelText, dict[str, int]]:
+    """Normalise each sentence as `normalised` does, and drop the pairs that cannot be used.
 
-
-# Cleaning and splits
-
-
-def clean(text: ParallelText, max_length_ratio: float = 3.0) -> tuple[ParallelText, dict[str, int]]:
-    """Normalise the white space and composition of each sentence, and drop the pairs that cannot be used.
-
-    Each side becomes NFC, with every run of white space one space and none at the ends. Then these are
-    dropped, each pair counted once, under the first reason that holds:
+    These are dropped, each pair counted once, under the first reason that holds:
 
     - "empty": a side without text;
     - "length_ratio": the longer side has more than `max_length_ratio` × the characters of the shorter + 20.
-      The allowance leaves short pairs alone ("Go." → "Va-t'en !"), whose ratios mean nothing. Pairs of a
-      script with few characters a word (Chinese) and one with many (Latin) need a ratio of about 5;
+      The allowance leaves short pairs alone ("Go." → "Va-t'en !"), whose ratios mean nothing. A target that
+      usually has `usual_ratio` × the characters of its source is measured in these, the side in the terser
+      script scaled up;
     - "duplicate": the same source and target as an earlier pair.
 
     Returns the kept pairs in their order and the counts "read", "empty", "length_ratio", "duplicate", "kept".
     """
+    source_scale, target_scale = max(usual_ratio, 1.0), max(1 / usual_ratio, 1.0)
     counts = dict.fromkeys(("read", "empty", "length_ratio", "duplicate", "kept"), 0)
     kept: dict[tuple[str, str], None] = {}  # an ordered set
-    for source, target in text.pairs():
-        pair = _normalise(source), _normalise(target)
-        shorter, longer = sorted(map(len, pair))
+    for pair in normalised(text).pairs():
+        shorter, longer = sorted((len(pair[0]) * source_scale, len(pair[1]) * target_scale))
         if shorter == 0:
             counts["empty"] += 1
         elif longer > max_length_ratio * shorter + _FREE_CHARACTERS:
@@ -158,11 +96,14 @@ def clean(text: ParallelText, max_length_ratio: float = 3.0) -> tuple[ParallelTe
         else:
             kept[pair] = None
     counts["read"], counts["kept"] = len(text), len(kept)
-    return _from_pairs(list(kept)), counts
+    return ParallelText.from_pairs(list(kept)), counts
 
 
 def _normalise(sentence: str) -> str:
     return " ".join(unicodedata.normalize("NFC", sentence).split())
+
+
+# Splits
 
 
 def hashed_splits(
@@ -188,7 +129,7 @@ def hashed_splits(
         )
     train, valid, test = [], [], []  # of (target key, pair)
     for pair in text.pairs():
-        source_key, target_key = map(_sentence_key, pair)
+        source_key, target_key = map(sentence_key, pair)
         digest = blake2b(source_key.encode("utf-8"), digest_size=8).digest()
         position = int.from_bytes(digest, "big") / 2**64  # uniform in [0, 1)
         if position < test_fraction:
@@ -208,20 +149,20 @@ def hashed_splits(
         if fraction > 0 and counts[name] == 0:
             raise DataError(f"the {name} split of {len(text)} pairs is empty: give more text or other fractions")
     counts["target_in_heldout"] = len(text) - sum(counts.values())
-    splits = [_from_pairs([pair for _, pair in split]) for split in (train, valid, test)]
+    splits = [ParallelText.from_pairs([pair for _, pair in split]) for split in (train, valid, test)]
     return *splits, counts
 
 
 def without_sentences_of(text: ParallelText, heldout: ParallelText) -> ParallelText:
     """The pairs of `text` that share no sentence with `heldout`, on either side, as `hashed_splits` compares."""
-    sources = {_sentence_key(sentence) for sentence in heldout.sources}
-    targets = {_sentence_key(sentence) for sentence in heldout.targets}
-    return _from_pairs(
-        [(s, t) for s, t in text.pairs() if _sentence_key(s) not in sources and _sentence_key(t) not in targets]
+    sources = {sentence_key(sentence) for sentence in heldout.sources}
+    targets = {sentence_key(sentence) for sentence in heldout.targets}
+    return ParallelText.from_pairs(
+        [(s, t) for s, t in text.pairs() if sentence_key(s) not in sources and sentence_key(t) not in targets]
     )
 
 
-def _sentence_key(sentence: str) -> str:
+def sentence_key(sentence: str) -> str:
     """What two sentences that differ in case, punctuation or white space alone have in common."""
     folded = unicodedata.normalize("NFC", sentence.casefold())
     # A sentence of punctuation alone is known by its punctuation.
@@ -231,118 +172,3 @@ def _sentence_key(sentence: str) -> str:
 @functools.cache
 def _punctuation_to_space() -> dict[int, str]:
     return {code: " " for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "P"}
-
-
-# The hub's data sets
-
-
-def load_hub_pairs(
-    dataset: str,
-    config: str,
-    languages: tuple[str, str],
-    data_dir: str | Path | None = None,
-    revision: str | None = None,
-) -> ParallelText:
-    """All pairs of a translation data set, from the Hugging Face hub or from `data_dir`.
-
-    dataset, config: such as "Helsinki-NLP/opus_books", "en-it".
-    languages: (source, target) codes, such as ("en", "it").
-    data_dir: a folder with the data set as the hub has it (.parquet files with a column `translation`; if
-        some lie below a folder named `config`, those alone), or else with line-aligned files that are named
-        alike but for the language (corpus.en-it.en and corpus.en-it.it, plain or .gz). With it, no network
-        is used.
-    revision: a branch, tag or commit of the hub's data set, such as "refs/convert/parquet".
-
-    The data set's own splits are put together, in the order of their names, since `hashed_splits` makes ours.
-
-    Raises DataError for a `data_dir` without such files or with damaged ones, and, without one, where the hub
-    cannot be reached and the data set is not in its local cache.
-    """
-    if data_dir is None:
-        return _download(dataset, config, languages, revision)
-    data_dir = Path(data_dir)
-    if not data_dir.is_dir():
-        raise DataError(f"--data_dir {data_dir} is not a folder")
-    text = _read_parquet_files(data_dir, config, languages) or _read_aligned_files(data_dir, languages)
-    if not text:
-        source, target = languages
-        raise DataError(
-            f"{data_dir} holds no {source}-{target} text: neither *.parquet with a `translation` column, "
-            f"nor *.{source} with *.{target} (plain or .gz)"
-        )
-    return text
-
-
-def _read_parquet_files(data_dir: Path, config: str, languages: tuple[str, str]) -> ParallelText | None:
-    paths = sorted(data_dir.rglob("*.parquet"))
-    paths = [path for path in paths if config in path.relative_to(data_dir).parts] or paths
-    if not paths:
-        return None
-    import pyarrow
-    import pyarrow.parquet
-
-    sources: list[str] = []
-    targets: list[str] = []
-    for path in paths:
-        try:
-            if not _has_languages(pyarrow.parquet.read_schema(path), languages):
-                continue
-            translations = pyarrow.parquet.read_table(path, columns=["translation"])["translation"]
-        except (pyarrow.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"cannot read {path} as parquet ({reason}): fetch it again") from error
-        for sentences, language in zip((sources, targets), languages, strict=True):
-            sentences += _column(translations, language)
-    return ParallelText(sources, targets) if sources else None
-
-
-def _has_languages(schema, languages: tuple[str, str]) -> bool:
-    import pyarrow
-
-    if "translation" not in schema.names or not pyarrow.types.is_struct(schema.field("translation").type):
-        return False
-    return set(languages) <= {field.name for field in schema.field("translation").type}
-
-
-def _column(translations, language: str) -> list[str]:
-    """One language of an Arrow column of translations; a missing sentence is an empty one."""
-    import pyarrow.compute
-
-    return [sentence or "" for sentence in pyarrow.compute.struct_field(translations, language).to_pylist()]
-
-
-def _read_aligned_files(data_dir: Path, languages: tuple[str, str]) -> ParallelText | None:
-    source, target = languages
-    files = {str(path): path for path in sorted(data_dir.rglob("*")) if path.is_file()}
-    sources: list[str] = []
-    targets: list[str] = []
-    for name, path in files.items():
-        name = name.removesuffix(".gz")
-        if not name.endswith(f".{source}"):
-            continue
-        stem = name.removesuffix(f".{source}")
-        partner = files.get(f"{stem}.{target}") or files.get(f"{stem}.{target}.gz")
-        if partner is None:
-            continue
-        part = read_parallel_files([path, partner])
-        sources += part.sources
-        targets += part.targets
-    return ParallelText(sources, targets) if sources else None
-
-
-def _download(dataset: str, config: str, languages: tuple[str, str], revision: str | None) -> ParallelText:
-    splits = load_from_hub(
-        dataset,
-        config,
-        revision=revision,
-        ways_out="or give --data_dir with its parquet files, or --train_files SRC TGT with text of your own",
-    )
-    sources: list[str] = []
-    targets: list[str] = []
-    for name in sorted(splits):
-        table = splits[name].data
-        if not _has_languages(table.schema, languages):
-            raise DataError(f"{dataset} ({config}) has no translations between {' and '.join(languages)}")
-        sources += _column(table.column("translation"), languages[0])
-        targets += _column(table.column("translation"), languages[1])
-    return ParallelText(sources, targets)

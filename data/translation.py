@@ -1,7 +1,8 @@
 """From a corpus's name or files to token arrays: what train_translation.py trains and evaluates on."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,15 @@ import numpy as np
 from data.bpe_dropout import BPEDropout
 from data.cache import cached_text, content_key
 from data.errors import DataError
+from data.parallel_files import load_hub_pairs, read_parallel_files
 from data.parallel_text import (
+    MAX_LENGTH_RATIO,
     ParallelText,
     clean,
     hashed_splits,
-    load_hub_pairs,
-    read_parallel_files,
+    normalised,
+    usual_length_ratio,
+    without_empty,
     without_sentences_of,
 )
 from data.phrasebook import phrasebook_splits
@@ -32,10 +36,17 @@ class CorpusSplits:
     test: ParallelText
     counts: dict[str, int] = field(default_factory=dict)  # what was read, skipped (and why) and kept
     test_extra: ParallelText | None = None  # a further test set, reported beside `test`
+    notes: tuple[str, ...] = ()  # what the user should know of how the text was read, a line each
+
+    def lowercased(self) -> "CorpusSplits":
+        """The same splits with all text in lower case."""
+        parts = {name: getattr(self, name) for name in ("train", "valid", "test", "test_extra")}
+        return replace(self, **{name: part and _lowercased(part) for name, part in parts.items()})
 
 
-def _parallel(pairs: Sequence[tuple[str, str]]) -> ParallelText:
-    return ParallelText([s for s, _ in pairs], [t for _, t in pairs])
+def _lowercased(text: ParallelText) -> ParallelText:
+    # Normalised after lower-casing, which can decompose (İ).
+    return normalised(ParallelText([s.lower() for s in text.sources], [t.lower() for t in text.targets]))
 
 
 def load_splits(
@@ -51,32 +62,39 @@ def load_splits(
     extra_test_files: Sequence[str] = (),
     valid_fraction: float = 0.02,
     test_fraction: float = 0.02,
+    max_length_ratio: float = 0.0,
+    lowercase: bool = False,
 ) -> CorpusSplits:
     """The splits of `train_files` where given, else of the embedded "phrasebook", else of a hub data set.
 
     What has no files of its own is split off the training pairs by hash. Held-out files are used whole (only
     their empty lines are skipped), and training pairs that share a sentence with them are dropped and counted.
-    `extra_test_files` are a test set beside the other one. Raises DataError.
+    `extra_test_files` are a test set beside the other one. All text is normalised (`data.parallel_text`), and,
+    once it is split, put into lower case with `lowercase`.
+
+    max_length_ratio: training pairs whose sides differ by more in length are dropped, as `clean` says; 0: by
+        more than three times what is usual in this corpus.
+
+    Raises DataError.
     """
     if dataset == "phrasebook" and not train_files:
         if valid_files or test_files or extra_test_files:
             raise DataError("the phrasebook has splits of its own: give held-out files with --train_files alone")
-        return CorpusSplits(*(_parallel(pairs) for pairs in phrasebook_splits()))
+        splits = CorpusSplits(*(ParallelText.from_pairs(pairs) for pairs in phrasebook_splits()))
+        return splits.lowercased() if lowercase else splits
     if train_files:
         text = read_parallel_files(train_files, languages)
     else:
         text = load_hub_pairs(dataset, dataset_config, languages, data_dir, dataset_revision)
-    text, counts = clean(text)
+    text, counts, notes = _cleaned(normalised(text), max_length_ratio)
     train, valid, test, split_counts = hashed_splits(
         text, 0.0 if valid_files else valid_fraction, 0.0 if test_files else test_fraction
     )
     if valid_files:
-        valid = _without_empty(read_parallel_files(valid_files, languages))
+        valid = _read_heldout(valid_files, languages)
     if test_files:
-        test = _without_empty(read_parallel_files(test_files, languages))
-    test_extra = None
-    if extra_test_files:
-        test_extra = _without_empty(read_parallel_files(extra_test_files, languages))
+        test = _read_heldout(test_files, languages)
+    test_extra = _read_heldout(extra_test_files, languages) if extra_test_files else None
     n_before = len(train)
     for given, heldout in ((valid_files, valid), (test_files, test), (extra_test_files, test_extra)):
         if given:
@@ -87,21 +105,66 @@ def load_splits(
         "test": len(test),
         "in_heldout_files": n_before - len(train),
     }
-    for name, split in (("training", train), ("validation", valid), ("test", test)):
+    if len(train) == 0:
+        raise DataError(
+            f"no training pair is left of {counts['read']:,} pairs read: {_reasons(counts | split_counts)}; "
+            "give text that does not stand in the held-out files"
+        )
+    for name, split in (("validation", valid), ("test", test)):
         if len(split) == 0:
             raise DataError(
-                f"no {name} pair is left of {counts['read']} pairs read: give more text, or larger "
+                f"no {name} pair is left of {counts['read']:,} pairs read: give more text, or larger "
                 "--valid_fraction and --test_fraction, or --valid_files and --test_files"
             )
     if test_extra is not None:
         split_counts["test_extra"] = len(test_extra)
-        if len(test_extra) == 0:
-            raise DataError(f"{' and '.join(map(str, extra_test_files))}: no pair with text on both sides")
-    return CorpusSplits(train, valid, test, {**counts, **split_counts}, test_extra)
+    splits = CorpusSplits(train, valid, test, {**counts, **split_counts}, test_extra, tuple(notes))
+    return splits.lowercased() if lowercase else splits
 
 
-def _without_empty(text: ParallelText) -> ParallelText:
-    return _parallel([(s.strip(), t.strip()) for s, t in text.pairs() if s.strip() and t.strip()])
+_DROPPED = ("empty", "length_ratio", "duplicate", "target_in_heldout", "in_heldout_files")  # the reasons
+_NOTABLE_SHARE = 0.01  # of the pairs: dropped for their length ratio, they are worth a line
+
+
+def _cleaned(text: ParallelText, max_length_ratio: float) -> tuple[ParallelText, dict[str, int], list[str]]:
+    """What `clean` keeps and counts, and what there is to say of it. Raises DataError where it keeps nothing."""
+    usual_ratio = 1.0 if max_length_ratio else usual_length_ratio(text)
+    limit = max_length_ratio or MAX_LENGTH_RATIO
+    if not 1 <= limit < math.inf:
+        raise DataError(f"--max_length_ratio {max_length_ratio:g}: give 1 or more, or 0 for what suits the corpus")
+    kept, counts = clean(text, limit, usual_ratio)
+    bound = limit * max(usual_ratio, 1 / usual_ratio)
+    notes = []
+    if usual_ratio != 1:
+        notes.append(
+            f"a target usually has {usual_ratio:.2f} characters for each of its source: pairs more than {limit:g} "
+            "times off that are dropped (--max_length_ratio)"
+        )
+    n_uneven = counts["length_ratio"]
+    if not kept:
+        mend = "give text with both sides"
+        if n_uneven >= counts["empty"]:
+            mend = f"raise --max_length_ratio above {bound:.3g}, or check that the files belong together"
+        raise DataError(f"all {counts['read']:,} pairs were dropped: {_reasons(counts)}; {mend}")
+    if n_uneven > _NOTABLE_SHARE * len(text):
+        notes.append(
+            f"warning: {n_uneven:,} of {len(text):,} pairs ({n_uneven / len(text):.1%}) were dropped for their "
+            f"length ratio: raise --max_length_ratio above {bound:.3g} if they are good ones"
+        )
+    return kept, counts, notes
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    """What pairs were dropped for, the commonest reason first: "length ratio 998, empty 2"."""
+    dropped = [(counts[name], name) for name in _DROPPED if counts.get(name)]
+    return ", ".join(f"{name.replace('_', ' ')} {n:,}" for n, name in sorted(dropped, reverse=True))
+
+
+def _read_heldout(files: Sequence[str], languages: tuple[str, str]) -> ParallelText:
+    text = without_empty(normalised(read_parallel_files(files, languages)))
+    if len(text) == 0:
+        raise DataError(f"{' and '.join(map(str, files))}: no pair with text on both sides")
+    return text
 
 
 @dataclass(frozen=True)

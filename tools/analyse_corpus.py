@@ -33,7 +33,7 @@ from training.cli import PathFlag, parse_flags, run_tool
 from training.corpus_figures import plot_length_losses, plot_lengths, plot_occurrences, plot_unknown, plot_zipf
 from training.errors import UsageError
 from training.image_figures import format_table
-from training.ranges import ShareBelowOne
+from training.ranges import LengthRatio, ShareBelowOne
 
 MAX_LENS = (128, 96, 64, 48, 42, 32, 24, 16)
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
@@ -52,12 +52,13 @@ class Config:
     dataset_revision: str = ""  # branch, tag or commit of the data set on the hub; default: its main branch
     languages: tuple[str, str] | None = None  # source and target; default: en it, or as two files' names end
     data_dir: PathFlag = ""  # folder with the data set's parquet or line-aligned files, instead of the hub
-    train_files: tuple[PathFlag, ...] = ()  # own corpus: SOURCE TARGET (a sentence a line), or one .tsv or .jsonl
+    train_files: tuple[PathFlag, ...] = ()  # own corpus: SOURCE TARGET (a sentence a line), or .tsv, .csv, .json[l]
     valid_files: tuple[PathFlag, ...] = ()  # likewise; without them, split off the training files by hash
     test_files: tuple[PathFlag, ...] = ()  # likewise
     extra_test_files: tuple[PathFlag, ...] = ()  # a further test set, whose sentences leave training; not counted
     valid_fraction: ShareBelowOne = 0.02  # share of the sources split off for validation
     test_fraction: ShareBelowOne = 0.02  # share of the sources split off for the test
+    max_length_ratio: LengthRatio = 0.0  # longer side to shorter, in characters; 0: three times the usual ratio
     lowercase: bool = False  # count lower-cased text
     output_dir: PathFlag = ""  # where the report is written; default runs/corpus/<name of the corpus>
     tracker: Literal["wandb", "none"] = "none"  # where tables and figures go besides output_dir
@@ -294,7 +295,7 @@ def corpus_name(config: Config) -> tuple[str, Languages]:
     if config.train_files:
         names = [Path(path).name.removesuffix(".gz") for path in config.train_files]
         stems, suffixes = [Path(name).stem for name in names], [Path(name).suffix[1:] for name in names]
-        if config.languages is None and suffixes != ["jsonl"]:
+        if config.languages is None and not {"jsonl", "json", "csv", "parquet"} & set(suffixes):
             named = len(names) == 2 and len(set(suffixes)) == 2 and all(suffixes)
             languages = tuple(suffixes) if named else ("source", "target")
         name = "_".join(dict.fromkeys(stems))
@@ -315,6 +316,7 @@ def report(config: Config) -> None:
         dataset_revision=config.dataset_revision or None, train_files=config.train_files,
         valid_files=config.valid_files, test_files=config.test_files, extra_test_files=config.extra_test_files,
         valid_fraction=config.valid_fraction, test_fraction=config.test_fraction,
+        max_length_ratio=config.max_length_ratio,
     )  # fmt: skip
     analysis = analyse(splits, config.lowercase)
     sections = tables(analysis, languages)

@@ -94,6 +94,7 @@ WeightDecay = Annotated[float, *_flag(float, at_least=0, at_most=100)]
 GradientNorm = Annotated[float, *_flag(float, at_least=0, at_most=10**9)]
 Weight = Annotated[float, *_flag(float, at_least=0, at_most=10**6)]
 Temperature = Annotated[float, *_flag(float, at_least=0, at_most=100)]
+LengthRatio = Annotated[float, *_flag(float, at_least=0, at_most=10**6)]  # of which 0 is what suits the corpus
 LengthPower = Annotated[float, *_flag(float, at_least=-10, at_most=10)]
 
 

@@ -1,91 +1,16 @@
-import gzip
-import json
 import random
 
-import datasets
-import pyarrow
-import pyarrow.parquet
 import pytest
 
-from data import parallel_text
 from data.errors import DataError
-from data.parallel_text import ParallelText, clean, hashed_splits, load_hub_pairs, read_parallel_files
-
-PAIRS = [("Hello.", "Ciao."), ("", ""), ("two\u2028halves\x85and more", "due metà")]
-
-
-def write(path, data: bytes):
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return path
-
-
-def encoded(kind: str, newline: str = "\n") -> list[bytes]:
-    """PAIRS as the bytes of one or two files."""
-    if kind == "lines":
-        return ["".join(pair[side] + newline for pair in PAIRS).encode() for side in (0, 1)]
-    if kind == "tsv":
-        return ["".join(f"{source}\t{target}{newline}" for source, target in PAIRS).encode()]
-    if kind == "translation":
-        rows = [{"translation": {"en": source, "it": target}} for source, target in PAIRS]
-    else:
-        rows = [{"source": source, "target": target} for source, target in PAIRS]
-    return ["".join(json.dumps(row) + newline for row in rows).encode()]
-
-
-@pytest.mark.parametrize("gz", ["", ".gz"])
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
-@pytest.mark.parametrize(
-    ("kind", "names"),
-    [("lines", ["a.en", "a.it"]), ("tsv", ["a.tsv"]), ("jsonl", ["a.jsonl"]), ("translation", ["a.jsonl"])],
+from data.parallel_text import (
+    ParallelText,
+    clean,
+    hashed_splits,
+    normalised,
+    usual_length_ratio,
+    without_empty,
 )
-def test_every_format_gives_the_same_pairs(tmp_path, kind, names, newline, gz):
-    contents = encoded(kind, newline)
-    paths = [write(tmp_path / (name + gz), data) for name, data in zip(names, contents, strict=True)]
-    assert list(read_parallel_files(paths, languages=("en", "it")).pairs()) == PAIRS
-
-
-def test_byte_order_mark_and_missing_last_newline(tmp_path):
-    source = write(tmp_path / "a.en", b"\xef\xbb\xbfone\n\ntwo")
-    target = write(tmp_path / "a.it", b"uno\n\ndue\n")
-    assert list(read_parallel_files([source, target]).pairs()) == [("one", "uno"), ("", ""), ("two", "due")]
-
-
-@pytest.mark.parametrize(
-    ("files", "parts"),
-    [
-        ({"a.en": b"1\n2\n", "a.it": b"1\n2\n3\n"}, ["a.en", "2 lines", "a.it", "3"]),
-        ({"a.en": b"", "a.it": b"1\n"}, ["a.en", "empty"]),
-        ({"a.en": b"\xef\xbb\xbf", "a.it": b"1\n"}, ["a.en", "empty"]),
-        ({"a.en": b"ok\nok\nperch\xe9\n", "a.it": b"1\n2\n3\n"}, ["a.en:3", "0xe9", "UTF-8"]),
-        ({"a.en": b"1\n", "missing": None}, ["missing", "No such file"]),
-        ({"a.en.gz": b"no gzip", "a.it": b"1\n"}, ["a.en.gz", "gzip"]),
-        ({"a.en.gz": gzip.compress(b"cut off\n" * 50)[:-12], "a.it": b"1\n"}, ["a.en.gz", "gzip"]),
-        ({"a.tsv": b"a\tb\na\tb\tc\n"}, ["a.tsv:2", "3 columns"]),
-        ({"a.tsv": b"a\tb\n\n"}, ["a.tsv:2", "1 columns"]),
-        ({"a.jsonl": b'{"source": "a", "target": "b"}\n{"source": \n'}, ["a.jsonl:2", "JSON"]),
-        ({"a.jsonl": b'{"source": "a"}\n'}, ["a.jsonl:1", '"target"']),
-        ({"a.jsonl": b'["a", "b"]\n'}, ["a.jsonl:1", '"source"']),
-        ({"a.jsonl": b'{"translation": {"en": "a", "fr": "b"}}\n'}, ["a.jsonl:1", '"it"']),
-        ({"a.jsonl": b'{"source": "\\ud800", "target": "b"}\n'}, ["a.jsonl:1", "surrogate"]),
-        ({"a.txt": b"a\tb\n"}, ["a.txt", ".tsv"]),
-        ({"a": b"1\n", "b": b"1\n", "c": b"1\n"}, ["3 files"]),
-    ],
-)
-def test_bad_files_are_named_in_one_line(tmp_path, files, parts):
-    for name, data in files.items():
-        if data is not None:
-            (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError) as error:
-        read_parallel_files([tmp_path / name for name in files], languages=("en", "it"))
-    message = str(error.value)
-    assert "\n" not in message
-    assert all(part in message for part in parts), message
-
-
-def test_translation_objects_need_languages(tmp_path):
-    path = write(tmp_path / "a.jsonl", encoded("translation")[0])
-    with pytest.raises(DataError, match="languages"):
-        read_parallel_files([path])
 
 
 def test_clean_normalises_drops_and_counts():
@@ -182,67 +107,30 @@ def test_an_empty_split_is_an_error():
         hashed_splits(ParallelText(["one"], ["uno"]), 0.0, 1e-9)
 
 
-def write_parquet(path, pairs, languages=("en", "it")):
-    rows = [{"id": str(i), "translation": dict(zip(languages, pair, strict=True))} for i, pair in enumerate(pairs)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+def test_normalised_text_has_neither_line_ends_nor_another_unicode_form():
+    text = ParallelText(["perche\u0301\u2028no\x85 \x1c", "\u3000"], ["a\rb\vc\u2029d", "x"])
+    assert normalised(text) == ParallelText(["perché no", ""], ["a b c d", "x"])
+    assert without_empty(normalised(text)) == ParallelText(["perché no"], ["a b c d"])
 
 
-def test_data_dir_with_parquet_files(tmp_path):
-    write_parquet(tmp_path / "en-it" / "train-00001-of-00002.parquet", [("three", None)])
-    write_parquet(tmp_path / "en-it" / "train-00000-of-00002.parquet", [("one", "uno"), ("two", "due")])
-    write_parquet(tmp_path / "en-fr" / "train-00000-of-00001.parquet", [("one", "un")], ("en", "fr"))
-    expected = [("one", "uno"), ("two", "due"), ("three", "")]
-    for config in ("en-it", "not a folder"):
-        text = load_hub_pairs("x/y", config, ("en", "it"), data_dir=tmp_path)
-        assert list(text.pairs()) == expected
-    text = load_hub_pairs("x/y", "en-it", ("it", "en"), data_dir=tmp_path / "en-it")
-    assert list(text.pairs()) == [(target, source) for source, target in expected]
+def uneven_text(n: int = 41) -> ParallelText:
+    """Sources of 120 characters and targets of 30, as in English to Chinese; then two hopeless pairs."""
+    sources = [f"{i:03}{'e' * 117}" for i in range(n)] + ["s" * 450, "s" * 40]
+    return ParallelText(sources, [f"{i:03}{'中' * 27}" for i in range(n)] + ["中" * 30, "中" * 120])
 
 
-def test_data_dir_with_aligned_files(tmp_path):
-    write(tmp_path / "x.en-it.en.gz", b"one\ntwo\n")
-    write(tmp_path / "x.en-it.it.gz", b"uno\ndue\n")
-    write(tmp_path / "z.en", b"three\n")
-    write(tmp_path / "z.it", b"tre\n")
-    write(tmp_path / "alone.en", b"nothing\n")
-    text = load_hub_pairs("x/y", "en-it", ("en", "it"), data_dir=tmp_path)
-    assert list(text.pairs()) == [("one", "uno"), ("two", "due"), ("three", "tre")]
+def test_the_usual_length_ratio_is_the_median_of_an_uneven_corpus():
+    text = uneven_text()
+    assert usual_length_ratio(text) == 0.25
+    assert usual_length_ratio(ParallelText(text.targets, text.sources)) == 4
+    assert usual_length_ratio(ParallelText(["abc", ""], ["abcd", "x"])) == 1  # as long, but for a third
+    assert usual_length_ratio(ParallelText([], [])) == usual_length_ratio(ParallelText([""], ["x"])) == 1
 
 
-def test_data_dir_that_cannot_be_used(tmp_path):
-    with pytest.raises(DataError, match="not a folder"):
-        load_hub_pairs("x/y", "en-it", ("en", "it"), data_dir=tmp_path / "none")
-    with pytest.raises(DataError, match="holds no en-it text"):
-        load_hub_pairs("x/y", "en-it", ("en", "it"), data_dir=tmp_path)
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match=r"broken\.parquet"):
-        load_hub_pairs("x/y", "en-it", ("en", "it"), data_dir=tmp_path)
-
-
-def test_without_network_the_error_names_the_ways_out(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(DataError) as error:
-        load_hub_pairs("nobody/no-such-data-set", "en-it", ("en", "it"))
-    for part in ("nobody/no-such-data-set (en-it)", "network", "--data_dir", "--train_files"):
-        assert part in str(error.value)
-
-
-def test_hub_data_set_is_read_in_the_order_of_its_splits(monkeypatch):
-    calls = []
-
-    def load(dataset, config, *, revision, ways_out):
-        calls.append((dataset, config, revision))
-        return datasets.DatasetDict(
-            {
-                "validation": datasets.Dataset.from_dict({"translation": [{"en": "two", "it": "due"}]}),
-                "train": datasets.Dataset.from_dict({"translation": [{"en": "one", "it": "uno"}]}),
-            }
-        )
-
-    monkeypatch.setattr(parallel_text, "load_from_hub", load)
-    text = load_hub_pairs("x/y", "en-it", ("it", "en"), revision="refs/convert/parquet")
-    assert list(text.pairs()) == [("uno", "one"), ("due", "two")]
-    assert calls == [("x/y", "en-it", "refs/convert/parquet")]
-    with pytest.raises(DataError, match="en and fr"):
-        load_hub_pairs("x/y", "en-it", ("en", "fr"))
+def test_pairs_are_measured_by_the_usual_ratio():
+    text = uneven_text()
+    kept, counts = clean(text, usual_ratio=usual_length_ratio(text))
+    assert len(kept) == 41 and counts["length_ratio"] == 2  # 450 > 3 x 120 + 20, and 480 > 3 x 40 + 20
+    other_way = ParallelText(text.targets, text.sources)
+    assert clean(other_way, usual_ratio=4)[1] == counts
+    assert list(clean(text)[0].pairs()) == [("s" * 40, "中" * 120)]  # as between two European languages

@@ -108,6 +108,87 @@ def test_an_empty_split_is_refused(tmp_path):
         load_splits("none", "", ("en", "it"), train_files=files)
 
 
+def english_chinese(n: int = 300) -> ParallelText:
+    """Pairs whose sources have four times the characters of their targets."""
+    return ParallelText(
+        [f"The committee takes note with appreciation of the report {i} by the secretariat" for i in range(n)],
+        [f"委员会赞赏地注意到秘书处的报告{i}" for i in range(n)],
+    )
+
+
+def as_files(tmp_path, text, name="c"):
+    return write(tmp_path / f"{name}.src", text.sources), write(tmp_path / f"{name}.tgt", text.targets)
+
+
+def test_a_pair_of_scripts_of_other_lengths_is_kept_and_its_ratio_said(tmp_path):
+    text = english_chinese()
+    options = {"train_files": as_files(tmp_path, text), "valid_fraction": 0.1, "test_fraction": 0.1}
+    splits = load_splits("none", "", ("en", "zh"), **options)
+    assert splits.counts["kept"] == 300 and splits.counts["length_ratio"] == 0
+    (note,) = splits.notes
+    assert "a target usually has 0.2" in note and "--max_length_ratio" in note
+    assert load_splits("none", "", ("en", "zh"), **options, max_length_ratio=6).notes == ()
+
+
+def test_a_filter_that_empties_the_corpus_is_named(tmp_path):
+    text = english_chinese()
+    text = ParallelText([*text.sources, ""], [*text.targets, "x"])
+    files = as_files(tmp_path, text)
+    with pytest.raises(DataError) as error:
+        load_splits("none", "", ("en", "zh"), train_files=files, max_length_ratio=2)
+    assert "all 301 pairs were dropped: length ratio 300, empty 1; raise --max_length_ratio above 2" in str(
+        error.value
+    )
+    empty = ParallelText(["", "x"], ["x", " "])
+    with pytest.raises(DataError, match="all 2 pairs were dropped: empty 2; give text with both sides"):
+        load_splits("none", "", ("en", "zh"), train_files=as_files(tmp_path, empty, "e"))
+    options = {"train_files": files, "valid_files": files, "test_files": files}
+    with pytest.raises(DataError, match=r"no training pair is left of 301 .*in heldout files 300"):
+        load_splits("none", "", ("en", "zh"), **options)
+
+
+def test_a_filter_that_drops_many_is_worth_a_warning(tmp_path):
+    text = some_text()
+    long = ParallelText([*text.sources, *(f"short {i}" for i in range(20))], [*text.targets, *["long " * 20] * 20])
+    options = {"valid_fraction": 0.1, "test_fraction": 0.1}
+    notes = load_splits("none", "", ("en", "it"), train_files=as_files(tmp_path, long), **options).notes
+    assert len(notes) == 1 and "20 of 420 pairs (4.8%)" in notes[0] and "above 3 " in notes[0]
+    assert load_splits("none", "", ("en", "it"), train_files=as_files(tmp_path, text), **options).notes == ()
+
+
+@pytest.mark.parametrize("ratio", [-1, 0.5, float("nan"), float("inf")])
+def test_an_impossible_length_ratio(tmp_path, ratio):
+    with pytest.raises(DataError, match="--max_length_ratio"):
+        load_splits("none", "", ("en", "it"), train_files=as_files(tmp_path, some_text()), max_length_ratio=ratio)
+
+
+def test_held_out_files_are_brought_to_the_form_of_training_text(tmp_path):
+    heldout = ParallelText(
+        ["Wo  ist\u00a0er? ", "zwei\u2028Teile", " "], ["Perche\u0301 no?", "due\x85parti\x1c", "x"]
+    )
+    given = as_files(tmp_path, heldout, "h")
+    files = as_files(tmp_path, some_text())
+    splits = load_splits(
+        "none", "", ("de", "it"), train_files=files, valid_files=given, test_files=given, extra_test_files=given
+    )
+    expected = ParallelText(["Wo ist er?", "zwei Teile"], ["Perché no?", "due parti"])
+    assert splits.valid == splits.test == splits.test_extra == expected
+
+
+def test_lower_case_holds_for_all_text_and_leaves_the_splits_as_they_are(tmp_path):
+    text = some_text()
+    text = ParallelText([s.title() for s in text.sources], ["İI " + t for t in text.targets])
+    options = {"train_files": as_files(tmp_path, text), "valid_fraction": 0.1, "test_fraction": 0.1}
+    cased, lower = (load_splits("none", "", ("en", "it"), **options, lowercase=flag) for flag in (False, True))
+    for name in ("train", "valid", "test"):
+        before, after = getattr(cased, name), getattr(lower, name)
+        assert after.sources == [s.lower() for s in before.sources] and after.targets[0].startswith("i\u0307i ")
+        assert len(after) == len(before)
+    assert lower.counts == cased.counts
+    phrasebook = load_splits("phrasebook", "", ("en", "it"), lowercase=True)
+    assert phrasebook.test.targets[0].islower()
+
+
 def test_tokenizers_know_the_training_split_alone():
     text = some_text()
     held_out = ParallelText(["zzz qqq"], ["ZZZ QQQ"])
