@@ -32,6 +32,7 @@ from data.translation import TokenizedPairs, TranslationCorpus, load_splits
 from models.decoding import SpecialTokens, decode_in_batches
 from models.lstm import Seq2SeqLSTM
 from models.transformer import Transformer
+from training.bleu_tokenizer import BleuTokenizer, choose_bleu_tokenizer
 from training.checkpoints import (
     best_checkpoint,
     check_files,
@@ -57,6 +58,7 @@ from training.ranges import (
     Layers,
     LearningRate,
     LengthPower,
+    LengthRatio,
     Parts,
     PositiveInt,
     Seed,
@@ -70,7 +72,15 @@ from training.ranges import (
 from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
 from training.schedules import one_cycle, set_lr
 from training.translation_figures import attention_examples, plot_translation_run
-from training.translation_scores import numbers, report_translations, score_translations, translate_in_shares
+from training.translation_scores import (
+    Translations,
+    is_better,
+    numbers,
+    report_translations,
+    score_translations,
+    scores_without_near_duplicates,
+    translate_in_shares,
+)
 
 SPECIAL = SpecialTokens(PAD_ID, begin=BOS_ID, end=EOS_ID)
 
@@ -84,19 +94,18 @@ class Config:
     dataset_revision: str = ""  # branch, tag or commit of the data set on the hub; default: its main branch
     languages: tuple[str, str] = ("en", "it")  # source and target, as the data set names them
     data_dir: PathFlag = ""  # folder with the data set's parquet or line-aligned files, instead of the hub
-    train_files: tuple[PathFlag, ...] = ()  # own corpus: SOURCE TARGET (a sentence a line), or one .tsv or .jsonl
+    train_files: tuple[PathFlag, ...] = ()  # own corpus: SOURCE TARGET (a sentence a line), or .tsv, .csv, .json[l]
     valid_files: tuple[PathFlag, ...] = ()  # likewise; without them, split off the training files by hash
     test_files: tuple[PathFlag, ...] = ()  # likewise
-    extra_test_files: tuple[
-        PathFlag, ...
-    ] = ()  # a further test set, with scores beside the other's: test_extra/bleu
+    extra_test_files: tuple[PathFlag, ...] = ()  # a further test set, scored beside the other: test_extra/bleu
     valid_fraction: ShareBelowOne = 0.02  # share of the sources split off for validation
     test_fraction: ShareBelowOne = 0.02  # share of the sources split off for the test
+    max_length_ratio: LengthRatio = 0.0  # longer side to shorter, in characters; 0: three times the usual ratio
     # --- tokens
     tokenizer: Literal["bpe", "unigram", "word"] = "bpe"  # kind of vocabulary
     vocab_size: VocabularySize = 8000  # most tokens of a vocabulary
     min_frequency: PositiveInt = 1  # rarest merge or word that gets a token
-    lowercase: bool = False  # train on and evaluate against lower-cased text
+    lowercase: bool = False  # all text is put into lower case, references too
     mask_numbers: bool = False  # each number is one token, <num>; the source's are copied back in their order
     bpe_dropout: ShareBelowOne = 0.0  # chance to skip a merge in training, drawn anew each epoch
     max_len: PositiveInt = 128  # training pairs with more tokens on a side are dropped; test pairs never are
@@ -135,9 +144,10 @@ class Config:
     label_smoothing: ShareBelowOne = 0.1  # share of the target spread evenly over the vocabulary
     max_grad_norm: GradientNorm = 1.0  # gradients are clipped to this norm; 0: not at all
     ema_decay: ShareBelowOne = 0.998  # moving average of the weights, which is what is evaluated; 0: none
-    patience: Count = 0  # end after so many validations without a better BLEU; 0: never
+    patience: Count = 0  # end after so many validations without a better BLEU (below 1: chrF); 0: never
     seed: Seed = 0  # of the initial weights, the order of the data and dropout
     # --- evaluation
+    bleu_tokenizer: BleuTokenizer = "auto"  # sacreBLEU's; auto: as the sacrebleu command for the target language
     validate_every: Count = 0  # updates between validations; 0: once an epoch
     valid_sentences: Count = 1000  # validation pairs that are translated (greedily) for BLEU; 0: all
     beam_size: BeamSize = 5  # beams on the test split
@@ -254,10 +264,10 @@ def train_update(
 def evaluate(
     accelerator: Accelerator, model, pairs: TokenizedPairs, text: ParallelText, tokenizer: TextTokenizer,
     config: Config, beam_size: int, n_translated: int | None = None,
-) -> tuple[dict, list[str]]:  # fmt: skip
+) -> tuple[dict, Translations]:  # fmt: skip
     """Negative log-likelihood per token (nats) of all pairs; BLEU and chrF of n_translated.
 
-    Every process takes a share and all get the same answer: (metrics, hypotheses in the order of the text).
+    Every process takes a share and all get the same answer: (metrics, the translations in the text's order).
     `model` is a plain one, not the prepared. Decoding is in fp32 whatever the training precision.
     """
     model.eval()
@@ -285,9 +295,15 @@ def evaluate(
         )  # fmt: skip
         return tokenizer.decode(outputs, [text.sources[i] for i in sentences])
 
-    hypotheses = translate_in_shares(accelerator, n_translated, translate)
-    references = [text.targets[i].lower() if config.lowercase else text.targets[i] for i in picked]
-    return {"nll": nll, **score_translations(hypotheses, references)}, hypotheses
+    translations = Translations(
+        [text.sources[i] for i in picked],
+        translate_in_shares(accelerator, n_translated, translate),
+        [text.targets[i] for i in picked],
+    )
+    scores = score_translations(
+        translations.hypotheses, translations.references, config.bleu_tokenizer, config.lowercase
+    )
+    return {"nll": nll, **scores}, translations
 
 
 def find_lr(accelerator, model, optimizer, planner, corpus: TranslationCorpus, config: Config) -> None:
@@ -319,7 +335,11 @@ def main(config: Config) -> None:
         dataset_revision=config.dataset_revision or None, train_files=config.train_files,
         valid_files=config.valid_files, test_files=config.test_files, extra_test_files=config.extra_test_files,
         valid_fraction=config.valid_fraction, test_fraction=config.test_fraction,
+        max_length_ratio=config.max_length_ratio, lowercase=config.lowercase,
     )  # fmt: skip
+    bleu_tokenizer, note = choose_bleu_tokenizer(config.bleu_tokenizer, config.languages[1], splits.train.targets)
+    config = replace(config, bleu_tokenizer=bleu_tokenizer)
+    notes = "".join(f"{line}\n" for line in (*splits.notes, note) if line)
     with accelerator.local_main_process_first():  # the others find the tokens in the cache
         corpus = TranslationCorpus(
             splits, kind=config.tokenizer, vocab_size=config.vocab_size, min_frequency=config.min_frequency,
@@ -369,7 +389,7 @@ def main(config: Config) -> None:
     run = Run(accelerator, "translation", config, checkpoint, state, best_is)
     n_shapes = len({(update.shape, len(update.sentences)) for update in first_epoch})
     run.print(
-        f"{corpus}\n{sum(p.numel() for p in evaluated.parameters()):,} parameters; {total_steps:,} updates, "
+        f"{corpus}\n{notes}{sum(p.numel() for p in evaluated.parameters()):,} parameters; {total_steps:,} updates, "
         f"{len(first_epoch)} an epoch in {n_shapes} shapes; {planner.padding_share(first_epoch):.1%} padding"
     )
 
@@ -381,18 +401,21 @@ def main(config: Config) -> None:
 
     def validate(epoch: float) -> None:
         """Log BLEU and loss of the validation split; note the best so far; show some translations."""
-        metrics, hypotheses = evaluate(
+        metrics, translations = evaluate(
             accelerator, evaluated, corpus.valid, splits.valid, corpus.target_tokenizer, config,
             beam_size=1, n_translated=config.valid_sentences,
         )  # fmt: skip
         state["validations_since_best"] += 1
-        best = state["best"] or {"valid/bleu": -1.0, "valid/nll": 0.0}
-        if (metrics["bleu"], -metrics["nll"]) > (best["valid/bleu"], -best["valid/nll"]):
+        best = {name.removeprefix("valid/"): value for name, value in (state["best"] or {}).items()}
+        if not best or is_better(metrics, best):
             state["best"] = {"step": state["step"], **numbers(metrics, "valid")}
             state["validations_since_best"] = 0
         run.log(numbers(metrics, "valid"), state["step"], epoch)
-        run.print(f"step {state['step']:,}: validation BLEU {metrics['bleu']:.2f}, loss {metrics['nll']:.3f}")
-        run.log_samples(splits.valid.sources, hypotheses, splits.valid.targets, state["step"])
+        run.print(
+            f"step {state['step']:,}: validation BLEU {metrics['bleu']:.2f}, chrF {metrics['chrf']:.2f}, "
+            f"loss {metrics['nll']:.3f}"
+        )
+        run.log_samples(translations.sources, translations.hypotheses, translations.references, state["step"])
 
     def due(every: int) -> bool:
         return every > 0 and state["step"] % every == 0
@@ -455,10 +478,13 @@ def main(config: Config) -> None:
     summary = {f"best/{name}": value for name, value in (state["best"] or {}).items()}
     tests = [("test", corpus.test, splits.test), ("test_extra", corpus.test_extra, splits.test_extra)]
     for name, pairs, text in tests[: 2 if splits.test_extra else 1]:
-        metrics, hypotheses = evaluate(accelerator, evaluated, pairs, text, corpus.target_tokenizer, config,
-                                       config.beam_size)  # fmt: skip
+        metrics, translations = evaluate(accelerator, evaluated, pairs, text, corpus.target_tokenizer, config,
+                                         config.beam_size)  # fmt: skip
+        metrics |= scores_without_near_duplicates(
+            translations, splits.train.sources, config.bleu_tokenizer, config.lowercase
+        )
         at = state["step"], state["step"] / len(first_epoch)
-        summary |= report_translations(run, name, metrics, text.sources, hypotheses, text.targets, *at)
+        summary |= report_translations(run, name, metrics, translations, *at)
     if accelerator.is_main_process:
         figures = plot_translation_run(
             run.output_dir, {"source": planner.source_lengths, "target": planner.target_lengths},

@@ -564,7 +564,9 @@ def test_validation_translates_pairs_from_all_over_the_split(train, tmp_path, mo
         train_translation, "evaluate", lambda *args, **more: (texts.append(args[3]), evaluate(*args, **more))[1]
     )
     monkeypatch.setattr(
-        train_translation, "score_translations", lambda h, r: (references.append(list(r)), score(h, r))[1]
+        train_translation,
+        "score_translations",
+        lambda h, r, *more: (references.append(list(r)), score(h, r, *more))[1],
     )
     assert train(tmp_path / "run", "--max_train_steps", "2", "--valid_sentences", "5") == 0
     valid, test = texts[0].targets, texts[-1].targets

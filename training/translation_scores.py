@@ -1,11 +1,14 @@
 """BLEU and chrF of a whole data set that several processes translate together, and how a run reports them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import sacrebleu
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from data.near_duplicates import near_duplicates
 from training.run import Run
 
 
@@ -25,12 +28,35 @@ def translate_in_shares(
     return [translation for _, translation in sorted(translated)]
 
 
-def score_translations(hypotheses: list[str], references: list[str]) -> dict[str, float | int | str]:
-    """sacreBLEU and chrF of plain text, cased as it is, with sacreBLEU's signatures.
+@dataclass(frozen=True)
+class Translations:
+    """What was translated: sentence i of each belongs together."""
+
+    sources: list[str]
+    hypotheses: list[str]
+    references: list[str]
+
+    def __len__(self) -> int:
+        return len(self.hypotheses)
+
+    def select(self, indices: Sequence[int]) -> "Translations":
+        """Those sentences alone."""
+        return Translations(
+            *([side[i] for i in indices] for side in (self.sources, self.hypotheses, self.references))
+        )
+
+
+def score_translations(
+    hypotheses: list[str], references: list[str], tokenizer: str = "13a", lowercase: bool = False
+) -> dict[str, float | int | str]:
+    """sacreBLEU and chrF of plain text, with sacreBLEU's signatures.
+
+    tokenizer: sacreBLEU's for BLEU.
+    lowercase: the text is lower-cased, which the signatures are to say; the scores are the same without.
 
     Returns "bleu" and "chrf" (both 0 to 100), "n_sentences", "bleu_signature" and "chrf_signature".
     """
-    bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
+    bleu, chrf = sacrebleu.BLEU(tokenize=tokenizer, lowercase=lowercase), sacrebleu.CHRF(lowercase=lowercase)
     return {
         "bleu": bleu.corpus_score(hypotheses, [references]).score,
         "chrf": chrf.corpus_score(hypotheses, [references]).score,
@@ -40,26 +66,63 @@ def score_translations(hypotheses: list[str], references: list[str]) -> dict[str
     }
 
 
+LOWEST_TELLING_BLEU = 1.0  # what is below says little: hardly a word in common, or text without spaces
+
+
+def is_better(metrics: dict[str, float], best: dict[str, float]) -> bool:
+    """Whether validation `metrics` ("bleu", "chrf", "nll") beat the `best` so far, of the same names.
+
+    The higher BLEU wins; while it is below 1 on both sides, the higher chrF, which needs no words in common;
+    among equals, the lower loss.
+    """
+
+    def rank(values: dict[str, float]) -> tuple[float, float, float]:
+        telling = values["bleu"] >= LOWEST_TELLING_BLEU
+        return values["bleu"] if telling else 0.0, 0.0 if telling else values["chrf"], -values["nll"]
+
+    return rank(metrics) > rank(best)
+
+
 def numbers(metrics: dict, prefix: str) -> dict[str, float]:
     """The metrics that are numbers, as "<prefix>/<name>"."""
     return {f"{prefix}/{name}": value for name, value in metrics.items() if not isinstance(value, str)}
 
 
+def scores_without_near_duplicates(
+    translations: Translations, training_sources: Sequence[str], tokenizer: str = "13a", lowercase: bool = False
+) -> dict[str, float]:
+    """BLEU on the sentences whose source is no near-duplicate of a training source, and the share of the others.
+
+    Returns "near_duplicates" (0 to 1) and "bleu_without_near_duplicates", which is left out where all are.
+    """
+    near = near_duplicates(translations.sources, training_sources)
+    scores = {"near_duplicates": float(near.mean())}
+    rest = translations.select(np.flatnonzero(~near).tolist())
+    if len(rest) > 0:
+        scored = score_translations(rest.hypotheses, rest.references, tokenizer, lowercase)
+        scores["bleu_without_near_duplicates"] = scored["bleu"]
+    return scores
+
+
 def report_translations(
-    run: Run, name: str, metrics: dict, sources: list[str], hypotheses: list[str], references: list[str],
-    step: int, epoch: float,
-) -> dict:  # fmt: skip
+    run: Run, name: str, metrics: dict, translations: Translations, step: int, epoch: float
+) -> dict:
     """Log and print what a finished model reaches on the data set `name`; return it as "<name>/..".
 
-    `metrics` are those of `score_translations`, and others beside. The sentences go to
-    translations/<name>.src.txt, .hyp.txt and .ref.txt, a line each, for the `sacrebleu` command.
+    `metrics` are those of `score_translations` and `scores_without_near_duplicates`, and others beside. The
+    sentences go to translations/<name>.src.txt, .hyp.txt and .ref.txt, a line each, for the `sacrebleu` command.
     """
+    sources, hypotheses, references = translations.sources, translations.hypotheses, translations.references
     run.log(numbers(metrics, name), step, epoch)
     run.log_samples(sources, hypotheses, references, step, n=5)
+    rest = metrics.get("bleu_without_near_duplicates")
     run.print(
         f"{name} BLEU {metrics['bleu']:.2f}  {metrics['bleu_signature']}\n"
         f"{name} chrF {metrics['chrf']:.2f}  {metrics['chrf_signature']}\n"
         f"{metrics['n_sentences']:,} {name} sentences"
+        + (", in lower case" if "|case:lc|" in metrics["bleu_signature"] else "")
+        + f"; {metrics['near_duplicates']:.1%} are at most one word away from a training source: "
+        + ("none is left without these" if rest is None else f"BLEU {rest:.2f} without these")
     )
     if run.accelerator.is_main_process:
         folder = run.output_dir / "translations"
