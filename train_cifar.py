@@ -67,7 +67,7 @@ from training.ranges import (
     WeightDecay,
     Width,
 )
-from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
+from training.run import Run, close_accelerator, open_accelerator, own_folder, sum_over_processes
 from training.schedules import one_cycle, set_lr
 
 
@@ -282,6 +282,7 @@ def main(config: Config) -> None:
     if config.flip == "none" and config.views != "one":
         raise UsageError(f"--views {config.views} are mirrored, training images are not: add --views one")
     accelerator = open_accelerator(config.gradient_accumulation_steps)
+    own_folder(accelerator, config.output_dir)
     device = accelerator.device
     seed_global_generators(Stream.INITIAL_WEIGHTS, config.seed)
 

@@ -71,7 +71,7 @@ from training.ranges import (
     WeightDecay,
     Width,
 )
-from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
+from training.run import Run, close_accelerator, open_accelerator, own_folder, sum_over_processes
 from training.schedules import one_cycle, set_lr
 
 
@@ -300,6 +300,7 @@ def find_lr(accelerator, model, optimizer, images: Tensor, labels: Tensor, plan,
 def main(config: Config) -> None:
     config = replace(config, output_dir=config.output_dir or f"runs/cvae/{config.recipe}")
     accelerator = open_accelerator(config.gradient_accumulation_steps)
+    own_folder(accelerator, config.output_dir)
     device = accelerator.device
     seed_global_generators(Stream.INITIAL_WEIGHTS, config.seed)
 

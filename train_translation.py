@@ -69,7 +69,7 @@ from training.ranges import (
     WeightDecay,
     Width,
 )
-from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
+from training.run import Run, close_accelerator, open_accelerator, own_folder, sum_over_processes
 from training.schedules import one_cycle, set_lr
 from training.translation_figures import attention_examples, plot_translation_run
 from training.translation_scores import (
@@ -327,6 +327,7 @@ def main(config: Config) -> None:
         if getattr(config, name) != getattr(RECIPES[config.recipe][1], name):
             raise UsageError(f"--{name} is none of the options of --model {config.model}")
     accelerator = open_accelerator(config.gradient_accumulation_steps)
+    own_folder(accelerator, config.output_dir)
     seed_global_generators(Stream.INITIAL_WEIGHTS, config.seed)
 
     # --- data and model, before anything is written

@@ -67,7 +67,7 @@ from training.ranges import (
     WeightDecay,
     Width,
 )
-from training.run import Run, close_accelerator, open_accelerator, sum_over_processes
+from training.run import Run, close_accelerator, open_accelerator, own_folder, sum_over_processes
 from training.schedules import one_cycle, set_lr
 from training.segmentation_comparison import write_comparison
 from training.segmentation_figures import keep_predictions, write_data_figures, write_result_figures
@@ -281,6 +281,7 @@ def train_variants(output_dir: Path, config: Config) -> None:
 def train(config: Config) -> None:
     """One run, from the data to summary.json."""
     accelerator = open_accelerator(config.gradient_accumulation_steps)
+    own_folder(accelerator, config.output_dir)
     device = accelerator.device
     seed_global_generators(Stream.INITIAL_WEIGHTS, config.seed)
 
@@ -458,6 +459,7 @@ def train(config: Config) -> None:
 def main(config: Config) -> None:
     accelerator = open_accelerator(config.gradient_accumulation_steps)
     output_dir = Path(config.output_dir or f"runs/unet/{config.recipe}")
+    own_folder(accelerator, output_dir)
     if config.recipe == "all":
         train_variants(output_dir, config)
     else:

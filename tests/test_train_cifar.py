@@ -19,6 +19,7 @@ import train_cifar
 from data.drawn_shapes import drawn_shapes
 from train_cifar import RECIPES, build_model, build_optimizer, evaluate
 from training.cli import run_script
+from training.run_folder import claim_folder, release_folders
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--model", "ultimus", "--optimizer", "adamw", "--lr", "0.01", "--weight_decay", "0", "--batch_size", "100",
@@ -109,6 +110,34 @@ def test_the_demo_as_the_readme_launches_it_learns_the_shapes(tmp_path):
     assert {"confusion", "misclassified", "samples", "augmentations", "data", "model"} - pictures <= {
         "misclassified"
     }
+
+
+# --- the run's folder
+
+
+@pytest.mark.slow
+def test_two_processes_end_together_where_another_run_owns_the_folder(tmp_path):
+    claim_folder(tmp_path / "run")
+    try:
+        process = launch(tmp_path / "run", config="cpu_2proc")
+        _, err = process.communicate(timeout=120)
+    finally:
+        release_folders()
+    assert process.returncode != 0
+    assert err.count("error: ") == 1 and f"process {os.getpid()} on" in err
+    assert "exitcode  : 2" in err and "SIGKILL" not in err  # none waited for the other
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_that_is_wrong_with_the_folder_is_said_before_any_data_is_read(train, tmp_path, monkeypatch, capsys):
+    def reads(config):
+        raise AssertionError("data were read")
+
+    monkeypatch.setattr(train_cifar, "load_splits", reads)
+    (tmp_path / "file").write_text("")
+    assert train(tmp_path / "file") == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert "file is a file" in shown[-1] and not any("Traceback" in line for line in shown)
 
 
 # --- resuming

@@ -16,10 +16,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from training.ema import EMA
 from training.errors import UsageError
+from training.processes import on_main_process, raise_together
+from training.run_folder import DISK_ERRORS, cannot_write, writing
 
 MANIFEST, STATE = "manifest.json", "state.json"
 MODEL, AVERAGED = "model.safetensors", "ema.safetensors"
@@ -125,14 +128,18 @@ def save_checkpoint(
 
     `state` is JSON data with "step" and, once there is one, "best" ({"step", ..}); `files` are texts to put
     beside it by name. Afterwards the newest `total_limit` checkpoints stay (0: all), and the best.
+
+    Raises UsageError, in all processes, where it cannot be written; the earlier ones are as they were then.
     """
     final = run_dir / "checkpoints" / f"checkpoint-{state['step']}"
     partial = final.with_name(f"partial-{state['step']}")
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
 
+    def begin() -> None:
+        with writing(partial, training=True):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    on_main_process(accelerator, begin)
     whole_weights = accelerator.get_state_dict(model)  # gathered when sharded
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
@@ -140,32 +147,56 @@ def save_checkpoint(
         if not sharded:  # ours has the right names: Accelerate's would keep DDP's "module." prefix
             weights.clear()
 
+    def seal() -> None:
+        with writing(partial, training=True):
+            paths = sorted(p for p in partial.rglob("*") if p.is_file())
+            manifest = {str(p.relative_to(partial)): (p.stat().st_size, _sha256(p)) for p in paths}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            for path in (*paths, partial / MANIFEST, partial):
+                _fsync(path)
+            if final.exists():  # saved before at this step: a resume that stopped at once, or a damaged one
+                shutil.rmtree(final)
+            partial.rename(final)
+            _fsync(final.parent)
+            _remove_old(run_dir, state, total_limit)
+
+    problem = None
     hook = accelerator.register_save_state_pre_hook(write_plain_names)
     try:
         accelerator.save_state(str(partial))
+        if accelerator.is_main_process:
+            save_file(_plain_names(whole_weights), partial / MODEL)
+            if ema is not None:
+                save_file(_plain_names(ema.state_dict()), partial / AVERAGED)
+            for name, text in (files or {}).items():
+                (partial / name).write_text(text, encoding="utf-8")
+            (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    except (OSError, SafetensorError, RuntimeError) as error:
+        disk_error = _disk_error(error)
+        if disk_error is None:
+            raise
+        problem = str(cannot_write(partial, disk_error, training=True))
     finally:
         hook.remove()
-    if accelerator.is_main_process:
-        save_file(_plain_names(whole_weights), partial / MODEL)
-        if ema is not None:
-            save_file(_plain_names(ema.state_dict()), partial / AVERAGED)
-        for name, text in (files or {}).items():
-            (partial / name).write_text(text, encoding="utf-8")
-        (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    accelerator.wait_for_everyone()  # every rank's random states are written
-    if accelerator.is_main_process:
-        paths = sorted(p for p in partial.rglob("*") if p.is_file())
-        manifest = {str(p.relative_to(partial)): (p.stat().st_size, _sha256(p)) for p in paths}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in (*paths, partial / MANIFEST, partial):
-            _fsync(path)
-        if final.exists():  # saved before at this step: a resume that stopped at once, or a damaged one
-            shutil.rmtree(final)
-        partial.rename(final)
-        _fsync(final.parent)
-        _remove_old(run_dir, state, total_limit)
-    accelerator.wait_for_everyone()
+    try:
+        raise_together(accelerator, problem)  # every rank's random states are written
+        on_main_process(accelerator, seal)
+    except UsageError:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)  # what there is of it takes the space of the next try
+        raise
     return final
+
+
+def _disk_error(error: Exception) -> OSError | None:
+    """The failed write behind what torch, safetensors or Python raised; None where it was something else."""
+    if isinstance(error, OSError):
+        return error
+    text = str(error)
+    if isinstance(error, SafetensorError) or "PytorchStreamWriter" in text or "inline_container" in text:
+        number = next((n for n in DISK_ERRORS if f"os error {n}" in text or os.strerror(n) in text), None)
+        return OSError(number, os.strerror(number)) if number else OSError("not all of it; is the disk full?")
+    return None
 
 
 def _remove_old(run_dir: Path, state: dict, total_limit: int) -> None:

@@ -15,6 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from training.errors import TrainingDiverged, UsageError
 from training.ranges import check_config, check_ranges
+from training.run_folder import DISK_ERRORS, cannot_write, owned_folder, release_folders
 from training.terminal import make_printing_safe
 
 C = TypeVar("C")
@@ -75,8 +76,16 @@ def run_script(
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1 if isinstance(error, TrainingDiverged) else 2)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = error.filename or owned_folder() or "what a run writes"
+        print(f"error: {cannot_write(where, error, training=True)}", file=sys.stderr, flush=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        release_folders()
 
 
 def run_tool(main: Callable[[], None], stdout_is_the_result: bool = False) -> None:

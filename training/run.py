@@ -23,6 +23,17 @@ from training.checkpoints import set_aside_after
 from training.cpu_memory import keep_freed_memory
 from training.errors import UsageError
 from training.home_folder import spare_a_read_only_home
+from training.processes import on_main_process
+from training.run_folder import (
+    append_line,
+    check_writable,
+    claim_folder,
+    holds_a_run,
+    move_run_aside,
+    release_folder,
+    write_whole,
+    writing,
+)
 
 PROJECT = "onecycle"  # the one W&B project of all scripts; groups and job types tell the runs apart
 
@@ -58,6 +69,14 @@ def open_accelerator(gradient_accumulation_steps: int = 1) -> Accelerator:
         for warning in _launch_warnings(accelerator):
             print(f"warning: {warning}", file=sys.stderr, flush=True)
     return accelerator
+
+
+def own_folder(accelerator: Accelerator, output_dir: str | Path) -> None:
+    """Own `output_dir` until the run or the process ends. Called by all, before anything slow is done.
+
+    Raises UsageError, in all processes, where another run owns it or where it cannot be written.
+    """
+    on_main_process(accelerator, lambda: claim_folder(Path(output_dir)))
 
 
 def close_accelerator(accelerator: Accelerator) -> None:
@@ -128,7 +147,7 @@ class Run:
     `checkpoint` and `resumed_state` are what the run goes on from, and its `state`. `best` says of each metric
     whether its "max" or its "min" is its best value, for the tracker's summary.
     Below `output_dir`: config.json, metrics.jsonl, summary.json, checkpoints/, figures/. A folder that holds
-    an earlier run is moved aside unless that run is being resumed.
+    an earlier run is moved aside unless that run is being resumed. The folder is this run's until `finish`.
 
     SIGTERM and SIGINT only set a flag from here on, which the loop asks for by `stop_requested`.
     """
@@ -153,10 +172,9 @@ class Run:
         self._stop_signal: int | None = None
         self._wandb = None
         self.tracker_id: str | None = (resumed_state or {}).get("tracker_id")
-        if accelerator.is_main_process:
-            self._open_folder(checkpoint, resumed_state)
-            if config.tracker == "wandb":
-                self._open_wandb()
+        on_main_process(accelerator, lambda: self._open_folder(checkpoint, resumed_state))
+        if accelerator.is_main_process and config.tracker == "wandb":
+            self._open_wandb()
         accelerator.wait_for_everyone()
         if not (self.output_dir / "config.json").exists():  # seen from another machine
             raise UsageError(f"{self.output_dir} is not shared by the machines: name a shared --output_dir")
@@ -164,23 +182,22 @@ class Run:
             signal.signal(number, self._note_signal)
 
     def _open_folder(self, checkpoint: Path | None, resumed_state: dict | None) -> None:
+        claim_folder(self.output_dir)
         here = checkpoint is not None and checkpoint.resolve().parents[1] == self.output_dir.resolve()
-        if here and self.config.eval_only:
-            return
-        if not here and (self.output_dir / "config.json").exists():
-            n = 1
-            while (aside := self.output_dir.with_name(f"{self.output_dir.name}.{n}")).exists():
-                n += 1
-            self.output_dir.rename(aside)
-            print(f"{self.output_dir} held an earlier run: moved to {aside}", flush=True)
-        self.figures_dir.mkdir(parents=True, exist_ok=True)
-        (self.output_dir / "config.json").write_text(
-            json.dumps(dataclasses.asdict(self.config), indent=1, default=str) + "\n"
-        )
-        if here:
-            set_aside_after(self.output_dir, resumed_state["step"])
-            if self.metrics_path.exists():
-                self._forget_metrics_after(resumed_state["step"])
+        with writing(self.output_dir):
+            if not here and holds_a_run(self.output_dir):
+                aside = move_run_aside(self.output_dir)
+                print(f"{self.output_dir} held an earlier run: moved to {aside}", flush=True)
+            check_writable(self.output_dir)
+            self.figures_dir.mkdir(exist_ok=True)
+            if here and self.config.eval_only:
+                return
+            settings = json.dumps(dataclasses.asdict(self.config), indent=1, default=str)
+            write_whole(self.output_dir / "config.json", settings + "\n")
+            if here:
+                set_aside_after(self.output_dir, resumed_state["step"])
+                if self.metrics_path.exists():
+                    self._forget_metrics_after(resumed_state["step"])
 
     def _forget_metrics_after(self, step: int) -> None:
         """What was logged between the checkpoint and the kill will be logged again."""
@@ -191,7 +208,7 @@ class Run:
                     kept.append(line)
             except ValueError:  # the line that the kill cut short
                 break
-        self.metrics_path.write_text("".join(line + "\n" for line in kept))
+        write_whole(self.metrics_path, "".join(line + "\n" for line in kept))
 
     @property
     def total_seconds(self) -> float:
@@ -261,12 +278,17 @@ class Run:
     # -- metrics and tracking -----------------------------------------------------------------------------
 
     def log(self, values: dict[str, float], step: int, epoch: float) -> None:
-        """Append named values to metrics.jsonl and send them to the tracker."""
-        if not self.accelerator.is_main_process:
-            return
+        """Append named values to metrics.jsonl and send them to the tracker. All processes call.
+
+        Raises UsageError, in all of them, where the line cannot be written.
+        """
         line = {"step": step, "epoch": round(epoch, 6), "time": round(self.total_seconds, 3), **values}
-        with self.metrics_path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+
+        def write() -> None:
+            with writing(self.metrics_path, training=True):
+                append_line(self.metrics_path, json.dumps(line))
+
+        on_main_process(self.accelerator, write)
         self._with_wandb(lambda run: run.log(line))
 
     def log_figures(self, paths: Sequence[Path], step: int) -> None:
@@ -359,26 +381,32 @@ class Run:
         self, values: dict[str, Any], train_seconds: float, model: torch.nn.Module, *, close: bool = True
     ) -> None:
         """Write summary.json, `values` first, and end tracking; without `close` the process group goes on."""
-        if self.accelerator.is_main_process:
-            packages = ("torch", "accelerate", "datasets", "tokenizers", "sacrebleu", "wandb")
-            summary = {
-                **values,
-                "train_seconds": round(train_seconds, 2),
-                "total_seconds": round(self.total_seconds, 2),
-                "n_parameters": sum(p.numel() for p in model.parameters()),
-                "peak_memory_mb": round(peak_memory_mb(self.accelerator.device), 1),
-                "device": hardware(self.accelerator),
-                "mixed_precision": self.accelerator.mixed_precision,
-                "num_processes": self.accelerator.num_processes,
-                "versions": {"python": sys.version.split()[0], **_versions(packages)},
-                "git_commit": self.git_commit,
-                "command": " ".join(sys.argv),
-            }
-            (self.output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-            self._with_wandb(lambda run: run.summary.update(summary))
+        on_main_process(self.accelerator, lambda: self._write_summary(values, train_seconds, model))
         self._with_wandb(lambda run: run.finish())
+        if self.accelerator.is_main_process:
+            release_folder(self.output_dir)
         if close:
             close_accelerator(self.accelerator)
+
+    def _write_summary(self, values: dict[str, Any], train_seconds: float, model: torch.nn.Module) -> None:
+        packages = ("torch", "accelerate", "datasets", "tokenizers", "sacrebleu", "wandb")
+        summary = {
+            **values,
+            "train_seconds": round(train_seconds, 2),
+            "total_seconds": round(self.total_seconds, 2),
+            "n_parameters": sum(p.numel() for p in model.parameters()),
+            "peak_memory_mb": round(peak_memory_mb(self.accelerator.device), 1),
+            "device": hardware(self.accelerator),
+            "mixed_precision": self.accelerator.mixed_precision,
+            "num_processes": self.accelerator.num_processes,
+            "versions": {"python": sys.version.split()[0], **_versions(packages)},
+            "git_commit": self.git_commit,
+            "command": " ".join(sys.argv),
+        }
+        path = self.output_dir / "summary.json"
+        with writing(path, training=True):
+            write_whole(path, json.dumps(summary, indent=1) + "\n")
+        self._with_wandb(lambda run: run.summary.update(summary))
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

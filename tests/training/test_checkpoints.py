@@ -1,5 +1,8 @@
+import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +116,46 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(parts, tmp_path):
     (tmp_path / "checkpoints" / "checkpoint-20" / "manifest.json").unlink()
     with pytest.warns(UserWarning, match="manifest"):
         assert latest_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+@pytest.mark.parametrize("part", ["optimizer", "weights", "text", "seal"])
+def test_a_full_disk_while_saving_is_said_in_one_line_and_the_last_one_stays_good(
+    parts, tmp_path, monkeypatch, part
+):
+    from safetensors import SafetensorError
+
+    from training import checkpoints
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    broken = {
+        "optimizer": (torch, "save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64")),
+        "weights": (checkpoints, "save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
+        "text": (Path, "write_text", full),
+        "seal": (checkpoints, "_fsync", full),
+    }
+    save(parts, tmp_path, 10)
+    owner, name, error = broken[part]
+
+    def fails(*args, **options):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fails)
+        with pytest.raises(UsageError, match=r"partial-20.* cannot be written .*--resume latest") as end:
+            save(parts, tmp_path, 20)
+    assert "\n" not in str(end.value)
+    assert latest_checkpoint(tmp_path).name == "checkpoint-10"
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-10"]
+    save(parts, tmp_path, 20)
+
+
+def test_an_error_that_is_not_of_the_disk_is_not_taken_for_one(parts, tmp_path, monkeypatch):
+    def fails(*args, **options):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        save(parts, tmp_path, 10)
 
 
 def test_saving_again_at_the_same_step_replaces(parts, tmp_path):

@@ -1,3 +1,4 @@
+import errno
 import signal
 import sys
 from dataclasses import dataclass
@@ -118,6 +119,18 @@ def test_unknown_errors_are_not_swallowed(fresh_accelerate, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script", "demo"])
     with pytest.raises(ZeroDivisionError):
         run_script(lambda config: 1 / 0, RECIPES, "")
+
+
+def test_a_full_disk_wherever_it_shows_is_one_line(fresh_accelerate, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["script", "demo"])
+
+    def main(config):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as `write` raises it: without a name
+
+    with pytest.raises(SystemExit) as end:
+        run_script(main, RECIPES, "")
+    shown = capsys.readouterr().err
+    assert end.value.code == 2 and shown.count("\n") == 1 and "free some space" in shown
 
 
 def test_sigterm_before_the_loop_ends_with_143(fresh_accelerate, monkeypatch):

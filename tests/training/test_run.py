@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from training.errors import UsageError
 from training.run import Run, open_accelerator
 
 
@@ -126,6 +128,29 @@ def test_summary_is_flat_and_says_where_it_comes_from(fresh_accelerate, tmp_path
     assert expected <= summary.keys()
     assert summary["versions"]["torch"] == torch.__version__
     assert 50 < summary["peak_memory_mb"] < 100_000
+
+
+def test_a_full_disk_while_logging_or_at_the_end_is_said_in_one_line(fresh_accelerate, tmp_path, monkeypatch):
+    run = open_run(tmp_path / "run")
+    run.log({"x": 1.0}, 1, 0)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("training.run.append_line", full)
+    with pytest.raises(UsageError, match=r"metrics\.jsonl cannot be written .*free some space"):
+        run.log({"x": 2.0}, 2, 0)
+    monkeypatch.setattr("training.run.write_whole", full)
+    with pytest.raises(UsageError, match=r"summary\.json cannot be written .*free some space"):
+        run.finish({}, 1.0, torch.nn.Linear(2, 2))
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1]
+
+
+def test_a_run_without_its_config_is_moved_aside_too(fresh_accelerate, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "checkpoint-7").mkdir(parents=True)
+    open_run(tmp_path / "run")
+    assert (tmp_path / "run.1" / "checkpoints" / "checkpoint-7").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_going_back_to_an_older_checkpoint_sets_the_newer_ones_aside(fresh_accelerate, tmp_path):
