@@ -1,7 +1,8 @@
 """Dice, IoU and pixel accuracy from the counts of pixels of each image, exact for any batch size.
 
 Shape legend: B and N images, H height, W width, K classes. A Dice (F1) or IoU (Jaccard index) of a class that has
-neither true nor predicted pixels is 1, as with scikit-learn's zero_division=1.
+neither true nor predicted pixels is 1, as with scikit-learn's zero_division=1. A mean over three classes or more
+leaves it out: else an image of 2 classes out of 21 had 19 of them right for nothing.
 """
 
 from collections.abc import Sequence
@@ -35,6 +36,11 @@ def pixel_confusion(predicted: Tensor, targets: Tensor, n_classes: int) -> Tenso
     return counts[:, 1:].unflatten(1, (n_classes, n_classes))
 
 
+def _occurs(counts: Tensor) -> Tensor:
+    """Counts (..., K, K) -> whether a class has true or predicted pixels, (..., K) bool."""
+    return counts.sum(-1) + counts.sum(-2) > 0
+
+
 def _dice_and_iou(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Counts (..., K, K) -> Dice and IoU of each class, (..., K) float32."""
     both = counts.diagonal(dim1=-2, dim2=-1)
@@ -45,26 +51,33 @@ def _dice_and_iou(counts: Tensor) -> tuple[Tensor, Tensor]:
     return dice, iou
 
 
-def _over_classes(scores: Tensor) -> Tensor:
-    """Scores (..., K) -> that of the foreground, class 1, where there are two classes, else their mean: (...)."""
-    return scores[..., 1] if scores.shape[-1] == 2 else scores.mean(-1)
+def _over_classes(scores: Tensor, counts: Tensor) -> Tensor:
+    """Scores (..., K) -> that of the foreground, class 1, of two classes, else the mean of those that occur: (...).
+
+    1 where no class occurs: no pixel is counted.
+    """
+    if scores.shape[-1] == 2:
+        return scores[..., 1]
+    occurs = _occurs(counts)
+    mean = torch.where(occurs, scores, 0.0).sum(-1) / occurs.sum(-1).clamp(min=1)
+    return torch.where(occurs.any(-1), mean, 1.0)
 
 
 def dice_of_images(counts: Tensor) -> Tensor:
     """Counts (N, K, K) of `pixel_confusion` -> Dice of each image, (N,) float32.
 
-    Of the foreground (class 1) where K is 2, else the mean over all classes.
+    Of the foreground (class 1) where K is 2, else the mean over the classes that the image has or was given.
     """
-    return _over_classes(_dice_and_iou(counts)[0])
+    return _over_classes(_dice_and_iou(counts)[0], counts)
 
 
 def segmentation_scores(counts: Tensor, class_names: Sequence[str]) -> dict[str, float]:
     """Scores of 0 to 1 of a data set from the counts (N, K, K) of its images, as `pixel_confusion` gives them.
 
     `dice`, `iou`: of all pixels of the data set together; where K is 2 of the foreground (class 1), else the mean
-    over all classes. `dice_per_image`, `iou_per_image`: the same of each image, then the mean over images.
-    `pixel_accuracy`: the share of counted pixels that are predicted right. `dice_<name>`, `iou_<name>`: of one
-    class, over the data set.
+    over the classes that occur. `dice_per_image`, `iou_per_image`: the same of each image, then the mean over
+    images. `pixel_accuracy`: the share of counted pixels that are predicted right. `dice_<name>`, `iou_<name>`: of
+    one class, over the data set.
 
     Raises ValueError where there are no images, or names that do not fit the counts.
     """
@@ -73,11 +86,11 @@ def segmentation_scores(counts: Tensor, class_names: Sequence[str]) -> dict[str,
         raise ValueError(f"counts {tuple(counts.shape)} are not (N, K, K) of images with {n_classes} classes")
     total = counts.sum(0)
     dice, iou = _dice_and_iou(total)
-    dice_per_image, iou_per_image = (_over_classes(score).mean() for score in _dice_and_iou(counts))
+    dice_per_image, iou_per_image = (_over_classes(score, counts).mean() for score in _dice_and_iou(counts))
     n_right, n_pixels = int(total.trace()), int(total.sum())
     return {
-        "dice": float(_over_classes(dice)),
-        "iou": float(_over_classes(iou)),
+        "dice": float(_over_classes(dice, total)),
+        "iou": float(_over_classes(iou, total)),
         "dice_per_image": float(dice_per_image),
         "iou_per_image": float(iou_per_image),
         "pixel_accuracy": n_right / n_pixels if n_pixels else 1.0,

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, jaccard_score
@@ -26,6 +27,8 @@ def masks(n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
 def of_sklearn(score, predicted: torch.Tensor, targets: torch.Tensor, n_classes: int, average: str | None) -> float:
     counted = targets != IGNORE
     labels = None if average == "binary" else range(n_classes)
+    if average == "macro":  # of the classes that occur
+        labels = np.union1d(targets[counted], predicted[counted])
     return score(targets[counted].numpy(), predicted[counted].numpy(),
                  labels=labels, average=average, zero_division=1.0)  # fmt: skip
 
