@@ -1,4 +1,4 @@
-"""Pictures with a trimap each, and the masks that are made of the trimaps."""
+"""Pictures with a mask each, and the masks that are made of trimaps."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +21,38 @@ class MaskedImages:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+@dataclass(frozen=True)
+class MaskSplit:
+    """Picture i is called `names[i]` and has the mask `masks[i]`."""
+
+    images: Tensor  # (N, 3, S, S) uint8
+    masks: Tensor  # (N, S, S) uint8 of class numbers, or IGNORE
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class MaskSplits:
+    """What a net is trained and tested on. Class k is called `class_names[k]`."""
+
+    train: MaskSplit
+    test: MaskSplit
+    class_names: tuple[str, ...]
+    mask_values: tuple[int | tuple[int, int, int], ...] = ()  # what the mask files hold for each class, if files do
+    notes: tuple[str, ...] = ()  # how the files were understood, a line each
+
+
+def splits_of_trimaps(
+    train: MaskedImages, test: MaskedImages, classes: Literal["binary", "trimap"],
+    border: Literal["pet", "background", "ignore"],
+) -> MaskSplits:  # fmt: skip
+    """Pet's pictures, or others with trimaps, with the masks that `masks_from_trimaps` makes."""
+    masked = [MaskSplit(s.images, masks_from_trimaps(s.trimaps, classes, border), s.names) for s in (train, test)]
+    return MaskSplits(*masked, ("background", "pet", "border")[: 2 if classes == "binary" else 3])
 
 
 def masks_from_trimaps(

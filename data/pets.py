@@ -10,7 +10,6 @@ From the official tarballs or from a folder in their layout:
 
 import errno
 import hashlib
-import io
 import itertools
 import os
 import tarfile
@@ -32,6 +31,7 @@ from data.cache import cache_dir, cached_arrays, content_key
 from data.errors import DataError
 from data.image_rows import read_bytes, reason
 from data.masked_images import BACKGROUND, BORDER, PET, MaskedImages
+from data.picture_files import decoding, open_picture, to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 BASE_URL = "https://thor.robots.ox.ac.uk/pets"  # where the older addresses at www.robots.ox.ac.uk lead to
 MD5 = {"images": "5c4f3ee8e5d25df40f4fd59a7f44e54c", "annotations": "95a8c909bbe2e81eed6a22bccdf3f68f"}
 _FOLDER = "oxford-iiit-pet"
+_LISTS = ("trainval.txt", "test.txt")
 _TIMEOUT_SECONDS = 10  # without an answer, or between two parts of it
 _BLOCK = 1 << 20  # bytes that are read at a time
 _CACHE_FORMAT = 1  # to be raised when the decoders give other pixels than before
@@ -60,11 +61,27 @@ class PetSplits:
     test: MaskedImages
 
 
+def holds_pets(data_dir: Path) -> bool:
+    """Whether a folder has something of Oxford-IIIT Pet's own layout: its trimaps, lists or tarballs."""
+    of_pets = (
+        "annotations/trimaps",
+        *(f"annotations/{name}" for name in _LISTS),
+        *(f"{part}.tar.gz" for part in MD5),
+    )
+    return any((folder / name).exists() for folder in _folders(data_dir) for name in of_pets)
+
+
+def _folders(data_dir: Path) -> tuple[Path, ...]:
+    """Where the data set may lie: in the folder, or as torchvision and others nest it."""
+    return data_dir, data_dir / _FOLDER, data_dir / _FOLDER / _FOLDER
+
+
 def load_pets(data_dir: str | None, *, image_size: int) -> PetSplits:
     """The listed pictures and trimaps, squeezed to squares of `image_size` pixels; the aspect ratio is not kept.
 
     data_dir: a folder that holds images/ and annotations/, or either of them as its official tarball, or whose
-        subfolder oxford-iiit-pet does. None: the official tarballs are downloaded, once, into the cache folder.
+        subfolder oxford-iiit-pet does, or the one in that. None: the official tarballs are downloaded, once, into
+        the cache folder.
 
     A picture is scaled as a whole (bicubic, antialiased); the trimap by nearest neighbour, so it gets no new
     value. Pictures are decoded by their content, whatever their suffix, in any colour mode; transparent parts
@@ -77,7 +94,12 @@ def load_pets(data_dir: str | None, *, image_size: int) -> PetSplits:
     for a tarball with the wrong md5; and, without `data_dir`, where the server cannot be reached.
     """
     images, annotations = _downloaded() if data_dir is None else _find_parts(Path(data_dir))
-    train_list, test_list = annotations / "trainval.txt", annotations / "test.txt"
+    train_list, test_list = (annotations / name for name in _LISTS)
+    for path in (train_list, test_list):
+        if not path.is_file():
+            raise DataError(
+                f"{annotations} has no {path.name}: add it, with a line `NAME CLASS-ID SPECIES BREED-ID` a picture"
+            )
     train, test = _read_list(train_list), _read_list(test_list)
     for name, line in test.items():
         if name in train:
@@ -96,7 +118,7 @@ def _find_parts(data_dir: Path) -> tuple[Path, Path]:
     """The folders images and annotations."""
     if not data_dir.is_dir():
         raise DataError(f"--data_dir {data_dir} is not a folder")
-    for folder in (data_dir, data_dir / _FOLDER):
+    for folder in _folders(data_dir):
         if all((folder / part).is_dir() or _archive(folder, part).is_file() for part in MD5):
             images, annotations = (
                 folder / part if (folder / part).is_dir() else _extracted(_archive(folder, part), part)
@@ -166,53 +188,19 @@ def decode_pair(image_path: Path, trimap_path: Path, image_size: int) -> tuple[n
     from PIL import Image
 
     square = (image_size, image_size)
-    image, trimap = _open(image_path), _values_on_disk(_open(trimap_path), trimap_path)
+    image, trimap = open_picture(image_path), _values_on_disk(open_picture(trimap_path), trimap_path)
     height, width = trimap.shape
-    with _decoding(image_path):
+    with decoding(image_path):
         image = _oriented_like_trimap(image, (width, height))
     if image.size != (width, height):
         raise DataError(
             f"{trimap_path} has {width}x{height} pixels, but {image_path} has {image.width}x{image.height}: "
             "give the trimap the size of its picture"
         )
-    with _decoding(image_path):
-        pixels = np.asarray(_to_rgb(image).resize(square, Image.Resampling.BICUBIC))
+    with decoding(image_path):
+        pixels = np.asarray(to_rgb(image).resize(square, Image.Resampling.BICUBIC))
     classes = np.asarray(Image.fromarray(_FROM_DISK[trimap]).resize(square, Image.Resampling.NEAREST))
     return pixels.transpose(2, 0, 1), classes
-
-
-def decode_picture(path: Path) -> "Picture":
-    """An image file as it is to be seen: upright, RGB. Raises DataError, with the file, if it cannot be read."""
-    from PIL import ImageOps
-
-    image = _open(path)
-    with _decoding(path):
-        return _to_rgb(ImageOps.exif_transpose(image))
-
-
-@contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Makes DataErrors of Pillow's: its decoders raise anything, SyntaxError included."""
-    from PIL import UnidentifiedImageError
-
-    try:
-        yield
-    except Exception as error:
-        why = "no known format" if isinstance(error, UnidentifiedImageError) else reason(error)
-        raise DataError(f"{path}: cannot decode the image ({why}): replace it, or leave it out") from error
-
-
-def _open(path: Path) -> "Picture":
-    """A decoded image; of several frames the first."""
-    from PIL import Image
-
-    content = read_bytes(path)
-    with _decoding(path):
-        with Image.open(io.BytesIO(content)) as image:
-            image.verify()  # PNG's checksums: decoding alone misses one flipped bit in a hundred
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    return image
 
 
 def _oriented_like_trimap(image: "Picture", size: tuple[int, int]) -> "Picture":
@@ -227,19 +215,6 @@ def _oriented_like_trimap(image: "Picture", size: tuple[int, int]) -> "Picture":
         return image
     upright = ImageOps.exif_transpose(image)
     return upright if upright.size == size else image
-
-
-def _to_rgb(image: "Picture") -> "Picture":
-    from PIL import Image
-
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range")
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def _values_on_disk(image: "Picture", path: Path) -> np.ndarray:

@@ -254,7 +254,7 @@ def test_lists(root):
     write_list(root, "test.txt", [])
     fails(root, test_list, "lists no picture")
     test_list.unlink()
-    fails(root, "cannot read", test_list)
+    fails(root, root / "annotations", "no test.txt", "NAME CLASS-ID")
 
 
 def test_line_ends_and_a_byte_order_mark_do_not_matter(root):
