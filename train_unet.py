@@ -3,6 +3,10 @@
     accelerate launch --config_file accelerate_configs/cpu.yaml train_unet.py demo
     accelerate launch --config_file accelerate_configs/t4.yaml train_unet.py mp-tr-dice
     accelerate launch --config_file accelerate_configs/cpu_bf16.yaml train_unet.py all --data_dir oxford-iiit-pet
+    accelerate launch --config_file accelerate_configs/t4.yaml train_unet.py mp-tr-dice --data_dir my_pictures
+
+my_pictures: images/NAME.jpg with masks/NAME.png of two classes or more, or one of many like arrangements
+(data/mask_layouts.py); classes.csv in it names the classes.
 
 `all` trains the four variants one after another and compares them in comparison.md: with 300 pictures test Dice
 0.902 to 0.912, over test-time views 0.914 to 0.923, 20 to 23 minutes each on two CPU cores (results/unet-*.json).
@@ -16,6 +20,7 @@ import itertools
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,8 +34,9 @@ from data.augmentation import normalise
 from data.epoch_order import plan_epoch
 from data.errors import DataError
 from data.joint_augmentation import JointAugmentation, JointAugmenter
-from data.masked_images import masks_from_trimaps, picture_statistics
-from data.pets import PetSplits, load_pets
+from data.masked_folders import load_masked_folder
+from data.masked_images import MaskSplits, picture_statistics, splits_of_trimaps
+from data.pets import holds_pets, load_pets
 from data.seeding import Stream, seed_global_generators
 from data.textured_shapes import textured_shapes
 from models.batch_norm import synchronize_batch_norm
@@ -59,6 +65,7 @@ from training.ranges import (
     ImageSide,
     Layers,
     LearningRate,
+    MaskValue,
     Parts,
     RateFactor,
     Seed,
@@ -78,10 +85,11 @@ class Config:
     recipe: Suppress[str]  # name of the recipe, for the run's folder and the tracker
     # --- data
     dataset: Literal["pet", "shapes"] = "pet"  # Oxford-IIIT Pet, or embedded textured shapes
-    data_dir: PathFlag = ""  # folder of Pet's images/ and annotations/, or of its two tarballs; else a download
+    data_dir: PathFlag = ""  # own images/ and masks/, or Pet's images/ and annotations/ or two tarballs
+    ignore_value: MaskValue = -1  # value in own masks that counts nothing; -1: 255 beside class numbers, or none
     image_size: ImageSide = 128  # side that pictures and masks are resized to, in pixels
-    classes: Literal["binary", "trimap"] = "binary"  # pet against background; or background, pet and border
-    border: Literal["pet", "background", "ignore"] = "pet"  # what the border counts as in binary masks
+    classes: Literal["binary", "trimap"] = "binary"  # of Pet: pet against background; or with its border
+    border: Literal["pet", "background", "ignore"] = "pet"  # what Pet's border counts as in binary masks
     # --- augmentation, of picture and mask together
     flip: bool = True  # half of the pictures are mirrored
     scale: Share = 0.4  # the crop's sides are 1 / (1 + this) to 1 + this of the picture's
@@ -92,7 +100,7 @@ class Config:
     contrast: Share = 0.5  # contrast likewise
     saturation: Share = 1.0  # saturation likewise
     hue: Degrees = 0.0  # hues are turned by +- this at most, in degrees
-    background_mix: Share = 0.5  # share of the pictures with the background of another picture behind the pet
+    background_mix: Share = 0.5  # share of the pictures that show another's where both have class 0
     cutmix: Share = 0.25  # share of the pictures with a rectangle of another picture in them
     # --- batches
     batch_size: BatchSize = 16  # pictures of a micro-batch in one process
@@ -159,20 +167,33 @@ RECIPES: dict[str, tuple[str, Config]] = {
                          Config("strconv-ups-dice", **VARIANTS["strconv-ups-dice"])),
 }  # fmt: skip
 
-CLASS_NAMES = {"binary": ("background", "pet"), "trimap": ("background", "pet", "border")}  # by mask value
 
-
-def load_splits(config: Config) -> PetSplits:
+def load_splits(config: Config) -> MaskSplits:
+    if config.data_dir and not holds_pets(Path(config.data_dir)):
+        if config.classes != "binary" or config.border != "pet":
+            raise UsageError(
+                "--classes and --border are of Pet's masks: leave them out, own masks have their classes"
+            )
+        return load_masked_folder(
+            Path(config.data_dir),
+            image_size=config.image_size,
+            ignore_value=None if config.ignore_value < 0 else config.ignore_value,
+        )
+    if config.ignore_value >= 0:
+        raise UsageError("--ignore_value is of own masks in --data_dir: leave it out, Pet has --border ignore")
     if config.dataset == "shapes" and not config.data_dir:
-        return PetSplits(*textured_shapes(image_size=config.image_size))
-    return load_pets(config.data_dir or None, image_size=config.image_size)
+        train, test = textured_shapes(image_size=config.image_size)
+    else:
+        pets = load_pets(config.data_dir or None, image_size=config.image_size)
+        train, test = pets.train, pets.test
+    return splits_of_trimaps(train, test, config.classes, config.border)
 
 
-def build_model(config: Config) -> UNet:
-    """The net: normalised pictures (B, 3, S, S) -> logits (B, 1, S, S), or (B, 3, S, S) for three classes."""
+def build_model(config: Config, n_classes: int) -> UNet:
+    """The net: normalised pictures (B, 3, S, S) -> logits (B, 1, S, S) of two classes, (B, K, S, S) of K > 2."""
     try:
         return UNet(
-            n_outputs=1 if config.classes == "binary" else 3, width=config.width, depth=config.depth,
+            n_outputs=1 if n_classes == 2 else n_classes, width=config.width, depth=config.depth,
             max_width=config.max_width, downsampling=config.downsampling, upsampling=config.upsampling,
             norm=config.norm, dropout=config.dropout,
         )  # fmt: skip
@@ -223,8 +244,8 @@ def train_update(
 
 @torch.no_grad()
 def evaluate(
-    accelerator: Accelerator, model: nn.Module, images: Tensor, masks: Tensor, mean: Tensor, std: Tensor,
-    config: Config, views: PixelViews = "one",
+    accelerator: Accelerator, model: nn.Module, images: Tensor, masks: Tensor, class_names: Sequence[str],
+    mean: Tensor, std: Tensor, config: Config, views: PixelViews = "one",
 ) -> tuple[dict[str, float], Tensor, Tensor]:  # fmt: skip
     """Loss and scores over pictures (N, 3, S, S) uint8 with masks (N, S, S), whatever the batch size.
 
@@ -232,8 +253,7 @@ def evaluate(
     each picture (N,)). `model` is a plain one, not the prepared.
     """
     model.eval()
-    names = CLASS_NAMES[config.classes]
-    n, k = len(images), len(names)
+    n, k = len(images), len(class_names)
     mine = torch.arange(accelerator.process_index, n, accelerator.num_processes, device=images.device)
     losses, predicted = torch.zeros(n, device=images.device), torch.zeros_like(masks)
     counts = torch.zeros(n, k, k, dtype=torch.int64, device=images.device)
@@ -245,7 +265,7 @@ def evaluate(
         counts[ids] = pixel_confusion(predicted[ids], masks[ids], k)
     # Each picture has one row, filled by one process: their sums hold each once.
     losses, predicted, counts = (sum_over_processes(accelerator, rows) for rows in (losses, predicted, counts))
-    metrics = {"loss": float(losses.mean()), **segmentation_scores(counts, names), "n_images": n}
+    metrics = {"loss": float(losses.mean()), **segmentation_scores(counts, class_names), "n_images": n}
     return metrics, predicted, dice_of_images(counts)
 
 
@@ -275,7 +295,7 @@ def train_variants(output_dir: Path, config: Config) -> None:
         if not (config.resume and finished) or config.eval_only:
             train(replace(config, recipe=name, output_dir=str(folders[name]), **variant))
     if PartialState().is_main_process and not config.find_lr:
-        print(write_comparison(output_dir, folders, class_name=CLASS_NAMES[config.classes][1]))
+        print(write_comparison(output_dir, folders))
 
 
 def train(config: Config) -> None:
@@ -292,10 +312,8 @@ def train(config: Config) -> None:
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
     if min(n_train, len(splits.test.images)) < n_parts:
         raise DataError(f"{n_train} and {len(splits.test.images)} pictures are too few for {n_parts} micro-batches")
-    class_names = CLASS_NAMES[config.classes]
-    train_masks, test_masks = (
-        masks_from_trimaps(split.trimaps, config.classes, config.border) for split in (splits.train, splits.test)
-    )
+    class_names = splits.class_names
+    train_masks, test_masks = splits.train.masks, splits.test.masks
     train_images, test_images = splits.train.images.to(device), splits.test.images.to(device)
     statistics = picture_statistics(splits.train.images, train_masks, len(class_names))
     mean, std = (255 * statistics[name].to(device, torch.float32) for name in ("mean", "std"))
@@ -304,13 +322,15 @@ def train(config: Config) -> None:
         config.contrast, config.saturation, config.hue, config.background_mix, config.cutmix,
     )  # fmt: skip
     augmenter = JointAugmenter(train_images, train_masks.to(device), augmentation, mean, std, config.seed)
-    model = build_model(config).to(device, memory_format=torch.channels_last)
+    model = build_model(config, len(class_names)).to(device, memory_format=torch.channels_last)
     update_size = config.batch_size * n_parts
     updates_per_epoch = math.ceil(n_train / update_size)
     total_steps = config.max_train_steps or config.epochs * updates_per_epoch
     # What a checkpoint keeps of the data: tools need it, and a resume must find the same.
     described = {"n_train": n_train, "image_size": config.image_size, "class_names": class_names,
                  "mean": mean.tolist(), "std": std.tolist()}  # fmt: skip
+    if splits.mask_values:
+        described["mask_values"] = splits.mask_values
     data_file = {"data.json": json.dumps(described, indent=1)}
 
     checkpoint = None
@@ -343,6 +363,8 @@ def train(config: Config) -> None:
         f"{sum(p.numel() for p in model.parameters()):,} parameters; "
         f"{total_steps:,} updates, {updates_per_epoch} an epoch"
     )
+    for note in splits.notes:
+        run.print(note)
     if accelerator.is_main_process and not config.eval_only:
         augmented, augmented_masks = augmenter.preview(0, n_epochs=10)
         of_test = picture_statistics(splits.test.images, test_masks, len(class_names))
@@ -355,7 +377,7 @@ def train(config: Config) -> None:
         return save_checkpoint(accelerator, model, run.output_dir, saved, ema=ema, files=data_file,
                                total_limit=config.checkpoints_total_limit)  # fmt: skip
 
-    test_split = test_images, test_masks.to(device), mean, std
+    test_split = test_images, test_masks.to(device), class_names, mean, std
 
     def evaluate_test(epoch: float) -> tuple[dict[str, float], Tensor, Tensor]:
         metrics, predicted, dice = evaluate(accelerator, evaluated, *test_split, config)
@@ -439,7 +461,7 @@ def train(config: Config) -> None:
              "throughput": ["train/images_per_second"]},
         )  # fmt: skip
         write_result_figures(run.output_dir, splits.test.images, test_masks, predicted.cpu(), dice.cpu(),
-                             splits.test.names, updates_per_epoch)  # fmt: skip
+                             splits.test.names, class_names, updates_per_epoch)  # fmt: skip
         run.log_figures(sorted(run.figures_dir.glob("*.png")), state["step"])
     summary, with_views = {f"test/{name}": value for name, value in metrics.items()}, ""
     if config.views != "one":

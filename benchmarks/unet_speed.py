@@ -89,7 +89,6 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     from data.augmentation import channel_statistics
     from data.epoch_order import plan_epoch
     from data.joint_augmentation import JointAugmentation, JointAugmenter
-    from data.masked_images import masks_from_trimaps
     from training.run import open_accelerator
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -98,10 +97,11 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         settings = replace(settings, dataset="shapes")
     accelerator = open_accelerator()
     device = accelerator.device
-    train = script.load_splits(settings).train
+    splits = script.load_splits(settings)
+    train = splits.train
     statistics_of = channel_statistics(train.images)
     mean, std = (255 * statistics_of[name].to(device, torch.float32) for name in ("mean", "std"))
-    masks = masks_from_trimaps(train.trimaps, settings.classes, settings.border).to(device)
+    masks = train.masks.to(device)
     if resident:
         augmentation = JointAugmentation()
         if augmented:
@@ -114,7 +114,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     else:
         augmenter = DecodedEachTime(Path(config.data_dir), train.names, config.image_size, mean, std, 0)
     torch.manual_seed(0)
-    model = script.build_model(settings).to(device)
+    model = script.build_model(settings, len(splits.class_names)).to(device)
     if variant["channels_last"]:
         model.to(memory_format=torch.channels_last)
     elif resident:  # the augmenter hands out channels_last images

@@ -16,6 +16,7 @@ from PIL import Image
 from run_folders import Killed, curve, final_weights, summary
 
 import train_unet
+from data.masked_images import masks_from_trimaps
 from data.textured_shapes import textured_shapes
 from models.segmentation_losses import segmentation_loss
 from train_unet import RECIPES, VARIANTS, Config, build_model, build_optimizer, evaluate
@@ -160,10 +161,10 @@ def test_a_variant_overfits_one_batch(name):
     torch.manual_seed(0)
     train, _ = textured_shapes(8, 1, 32)
     images = train.images.float() / 127.5 - 1
-    masks = train_unet.masks_from_trimaps(train.trimaps, "binary", "pet")
+    masks = masks_from_trimaps(train.trimaps, "binary", "pet")
     config = Config(name, width=16, depth=3, **VARIANTS[name])
     assert config == train_unet.replace(RECIPES[name][1], width=16, depth=3)
-    model = build_model(config)
+    model = build_model(config, 2)
     optimizer = build_optimizer(model, config, "no")
     for _ in range(150):
         optimizer.zero_grad()
@@ -252,11 +253,11 @@ def evaluate_in_process(rank: int, n_processes: int, store: str, folder: Path, b
     assert accelerator.num_processes == n_processes
     torch.manual_seed(0)
     config = Config("test", width=8, depth=2, eval_batch_size=batch_size, loss="bce+dice")
-    model = build_model(config)
+    model = build_model(config, 2)
     _, test = textured_shapes(1, 37, 24)
-    masks = train_unet.masks_from_trimaps(test.trimaps, "binary", "ignore")
+    masks = masks_from_trimaps(test.trimaps, "binary", "ignore")
     mean, std = torch.full((3,), 127.5), torch.full((3,), 73.6)
-    result = evaluate(accelerator, model, test.images, masks, mean, std, config)
+    result = evaluate(accelerator, model, test.images, masks, ("background", "pet"), mean, std, config)
     torch.save(result, folder / f"{n_processes}-{rank}-{batch_size}.pt")
     if n_processes > 1:
         dist.barrier()
@@ -279,7 +280,7 @@ def test_scores_depend_neither_on_the_batch_size_nor_on_the_number_of_processes(
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_an_optimizer_has_every_trained_parameter_once(recipe):
-    model = build_model(RECIPES[recipe][1])
+    model = build_model(RECIPES[recipe][1], 2)
     groups = build_optimizer(model, RECIPES[recipe][1], "no").param_groups
     held = [id(p) for group in groups for p in group["params"]]
     assert len(held) == len(set(held)) and set(held) == {id(p) for p in model.parameters()}
@@ -372,6 +373,64 @@ def test_own_pictures_in_the_official_layout(train, tmp_path):
     assert train(tmp_path / "run", *flags) == 0
     assert summary(tmp_path / "run")["test/n_images"] == 12
     assert summary(tmp_path / "run")["test/dice"] >= 0.9
+
+
+def write_discs(root: Path, values, picture: str = "images/p{}.jpg", mask: str = "masks/p{}.png") -> None:
+    """Twelve pictures of discs, class k in its colour, whose masks hold `values[k]`."""
+    for i in range(12):
+        rng = np.random.default_rng(i)
+        numbers, pixels = np.zeros((48, 64), int), np.full((48, 64, 3), 60, np.uint8)
+        for k in range(1, len(values)):
+            centre = np.array([rng.integers(10, 38), 64 * (k - 0.5) / (len(values) - 1)])
+            inside = np.hypot(*(np.indices((48, 64)) - centre[:, None, None])) < 9
+            numbers[inside], pixels[inside] = k, ((255, 0, 0), (0, 255, 0), (0, 0, 255))[k - 1]
+        for path, array in ((picture, pixels), (mask, np.array(values, np.uint8)[numbers])):
+            (root / path.format(i)).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / path.format(i))
+
+
+@pytest.mark.parametrize(
+    ("values", "loss", "names"),
+    [
+        ((0, 255), "dice", ("background", "foreground")),
+        ((0, 1, 2, 3), "dice", ("0", "1", "2", "3")),
+        (((0, 0, 0), (255, 255, 0), (0, 0, 255)), "bce", ("background", "#ffff00", "#0000ff")),
+    ],
+)
+def test_own_pictures_with_masks_of_any_classes_are_learned(train, tmp_path, capsys, values, loss, names):
+    write_discs(tmp_path / "discs", values)
+    flags = ("--data_dir", tmp_path / "discs", "--loss", loss, "--batch_size", "64", "--max_train_steps", "60")
+    assert train(tmp_path / "run", *flags) == 0
+    found = summary(tmp_path / "run")
+    assert {f"test/dice_{name}" for name in names} <= found.keys() and "test/dice_pet" not in found
+    assert found["test/dice"] > 0.8 and found["test/n_images"] >= 2
+    assert f"{len(names)} classes" in capsys.readouterr().out
+    with np.load(tmp_path / "run" / "test_predictions.npz") as arrays:
+        assert set(arrays["class_names"]) == set(names)
+
+
+def test_own_masks_have_their_classes_and_pet_s_flags_are_refused(train, tmp_path, capsys):
+    write_discs(tmp_path / "discs", (0, 1, 2), "a{}.jpg", "a{}_mask.png")
+    for flags, named in (
+        (("--classes", "trimap"), "--classes"),
+        (("--border", "ignore"), "--border"),
+        (("--ignore_value", "256"), "--ignore_value"),
+    ):
+        assert train(tmp_path / "run", "--data_dir", tmp_path / "discs", *flags) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
+        assert named in line
+    assert train(tmp_path / "run", "--ignore_value", "2") == 2
+    assert "--ignore_value is of own masks" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_comparison_speaks_of_the_own_classes(train, tmp_path, capsys):
+    write_discs(tmp_path / "discs", (0, 255))
+    (tmp_path / "discs" / "classes.txt").write_text("ground\ndisc\n")
+    flags = ("--data_dir", tmp_path / "discs", "--max_train_steps", "2", "--epochs", "2")
+    assert train(tmp_path / "all", *flags, recipe="all") == 0
+    text = (tmp_path / "all" / "comparison.md").read_text()
+    assert "The classes are ground, disc; Dice and IoU are of disc." in text and "pet" not in text
 
 
 def test_bad_data_and_flags_are_one_line_and_exit_code_2(train, tmp_path, capsys):

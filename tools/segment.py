@@ -19,7 +19,7 @@ from tyro.conf import Positional
 
 from data.augmentation import normalise
 from data.errors import DataError
-from data.pets import decode_picture
+from data.picture_files import decode_picture
 from models.segmentation_scores import predict_masks
 from models.views import PixelViews, pixel_logits_over_views
 from train_unet import Config, build_model
@@ -45,7 +45,7 @@ class Segmenter:
         described = json.loads((checkpoint / "data.json").read_text(encoding="utf-8"))
         self.class_names, self.image_size = described["class_names"], described["image_size"]
         self.mean, self.std = (torch.tensor(described[name], device=self.device) for name in ("mean", "std"))
-        self.model = build_model(self.config)
+        self.model = build_model(self.config, len(self.class_names))
         load_weights(self.model, checkpoint)
         self.model.to(self.device, memory_format=torch.channels_last).eval()
 

@@ -77,6 +77,7 @@ Components = Annotated[int, *_flag(int, at_least=1, at_most=1000)]  # of a mixtu
 Draws = Annotated[int, *_flag(int, at_least=0, at_most=10**5)]  # of which each takes a forward pass
 ImageSide = Annotated[int, *_flag(int, at_least=8, at_most=4096)]  # pixels
 Pixels = Annotated[int, *_flag(int, at_least=0, at_most=4096)]
+MaskValue = Annotated[int, *_flag(int, at_least=-1, at_most=255)]  # -1 has a meaning of its own
 PatchSide = Annotated[int, *_flag(int, at_least=1, at_most=1024)]  # pixels
 Seed = Annotated[int, *_flag(int, at_least=0, at_most=2**31 - 1)]  # numpy's and torch's, with room for processes
 TokenBudget = Annotated[int, *_flag(int, at_least=2, at_most=10**7)]

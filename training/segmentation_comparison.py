@@ -4,7 +4,7 @@ import json
 import statistics
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.segmentation_scores import dice_of_images, pixel_confusion
 from training.errors import UsageError
 from training.figures import new_figure, read_metrics, save_png
 from training.image_figures import plot_image_grid, plot_table
-from training.segmentation_figures import IGNORE, beside_overlays
+from training.segmentation_figures import beside_overlays
 
 METRICS = {  # in summary.json
     "test/dice": "Dice (data set)",
@@ -45,14 +46,15 @@ class FinishedRun:
     true_masks: np.ndarray  # (P, S, S) uint8
     predicted_masks: np.ndarray  # (P, S, S) uint8
     names: np.ndarray  # (P,) str
+    class_names: np.ndarray  # (K,) str
 
 
-def write_comparison(folder: Path, runs: Mapping[str, Path], class_name: str = "class 1") -> str:
+def write_comparison(folder: Path, runs: Mapping[str, Path]) -> str:
     """Compare finished runs: write comparison.md and figures/comparison_{table,curves,predictions}.png.
 
     `runs`: of each variant, by name, its run folder with summary.json, metrics.jsonl and test_predictions.npz:
     `images` (P, 3, S, S), `true_masks` and `predicted_masks` (P, S, S), all uint8, and `names` (P,) of the same
-    test pictures in all runs. `class_name`: what mask value 1 means. Returns the Markdown.
+    test pictures in all runs, and `class_names` (K,). Returns the Markdown.
 
     Raises `UsageError`, before anything is written, where a run folder lacks one of these or holds a damaged
     one, and where the runs were tested on different pictures.
@@ -62,7 +64,7 @@ def write_comparison(folder: Path, runs: Mapping[str, Path], class_name: str = "
     finished = {variant: read_run(run_folder) for variant, run_folder in runs.items()}
     first, *others = finished.values()
     for other in others:
-        for name in ("names", "images", "true_masks"):
+        for name in ("class_names", "names", "images", "true_masks"):
             if not np.array_equal(getattr(first, name), getattr(other, name)):
                 raise UsageError(
                     f"{first.folder} and {other.folder} were tested on different pictures (`{name}` in "
@@ -73,8 +75,8 @@ def write_comparison(folder: Path, runs: Mapping[str, Path], class_name: str = "
     figures = folder / "figures"
     plot_table(figures / "comparison_table.png", header, rows, title="The variants on the test split")
     _plot_curves(figures / "comparison_curves.png", finished)
-    _plot_predictions(figures / "comparison_predictions.png", finished, class_name)
-    markdown = _markdown(header, rows)
+    _plot_predictions(figures / "comparison_predictions.png", finished)
+    markdown = _markdown(header, rows, first.class_names.tolist())
     (folder / "comparison.md").write_text(markdown, encoding="utf-8")
     return markdown
 
@@ -108,7 +110,7 @@ def _read(path: Path, read: Callable[[Path], Any]) -> Any:
 
 def _read_predictions(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as opened, np.load(opened) as file:  # by name, NumPy leaves a damaged file open
-        arrays = {name: file[name] for name in ("images", "true_masks", "predicted_masks", "names")}
+        arrays = {name: file[name] for name in ("images", "true_masks", "predicted_masks", "names", "class_names")}
     images, names = arrays["images"], arrays["names"]
     shape = (len(names), *images.shape[-2:])
     fits = (
@@ -116,7 +118,9 @@ def _read_predictions(path: Path) -> dict[str, np.ndarray]:
         and names.dtype.kind == "U"
         and images.shape == (shape[0], 3, *shape[1:])
         and arrays["true_masks"].shape == arrays["predicted_masks"].shape == shape
-        and all(array.dtype == np.uint8 for name, array in arrays.items() if name != "names")
+        and arrays["class_names"].ndim == 1
+        and arrays["class_names"].dtype.kind == "U"
+        and all(array.dtype == np.uint8 for name, array in arrays.items() if "names" not in name)
     )
     if not fits or not images.size:
         shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items())
@@ -147,12 +151,19 @@ def _table(runs: Mapping[str, FinishedRun]) -> tuple[list[str], list[list[str]]]
     return header, rows
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
+def _of_classes(class_names: Sequence[str]) -> str:
+    """What a Dice or IoU is of."""
+    return class_names[1] if len(class_names) == 2 else f"the {len(class_names)} classes, as a mean"
+
+
+def _markdown(header: list[str], rows: list[list[str]], class_names: Sequence[str]) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"""# Comparison of {len(rows)} segmentation runs
 
 {table}
+
+The classes are {", ".join(class_names)}; Dice and IoU are of {_of_classes(class_names)}.
 
 Dice, IoU and accuracy are of the final evaluation on the test split. "Data set": from the pixels of all pictures \
 together; "per image": the mean over the pictures; "over views": over the data set with test-time augmentation, \
@@ -186,26 +197,28 @@ def _plot_curves(path: Path, runs: Mapping[str, FinishedRun]) -> None:
     save_png(figure, path)
 
 
-def _plot_predictions(path: Path, runs: Mapping[str, FinishedRun], class_name: str) -> None:
+def _plot_predictions(path: Path, runs: Mapping[str, FinishedRun]) -> None:
     """Rows are pictures; columns are the picture, its true mask, and the mask of each variant with its Dice."""
     first = next(iter(runs.values()))
     shown = np.linspace(0, len(first.names) - 1, min(MAX_PICTURES, len(first.names))).round().astype(int)
     images = torch.from_numpy(first.images[shown])
     true, predicted = first.true_masks[shown], [run.predicted_masks[shown] for run in runs.values()]
     masks = [torch.from_numpy(mask) for mask in (true, *predicted)]
-    dice = [_dice(mask, true) for mask in predicted]
+    class_names = first.class_names.tolist()
+    dice = [_dice(mask, true, len(class_names)) for mask in predicted]
     titles = [text for row in zip(*dice, strict=True) for text in ("", "", *(f"Dice {d:.3f}" for d in row))]
     columns = ["picture", "true mask", *runs]
     plot_image_grid(
         path, beside_overlays(images, masks, len(columns)), titles, n_columns=len(columns), column_labels=columns,
         row_labels=first.names[shown].tolist(),
-        title=f"The same test pictures under each variant, with the Dice of {class_name}",
+        title=f"The same test pictures under each variant, with the Dice of {_of_classes(class_names)}",
     )  # fmt: skip
 
 
-def _dice(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Dice coefficient of class 1 in each picture, (P, H, W) -> (P,): 1 where neither mask has any of it."""
-    predicted, true = (predicted == 1) & (true != IGNORE), true == 1
-    both = (predicted & true).sum((1, 2))
-    total = predicted.sum((1, 2)) + true.sum((1, 2))
-    return np.where(total > 0, 2 * both / total.clip(min=1), 1.0)
+def _dice(predicted: np.ndarray, true: np.ndarray, n_classes: int) -> np.ndarray:
+    """Dice of each picture, (P, H, W) -> (P,): of class 1 where there are two, else the mean over the classes.
+
+    As models/segmentation_scores.py has it.
+    """
+    predicted, true = torch.from_numpy(predicted), torch.from_numpy(true)
+    return dice_of_images(pixel_confusion(predicted, true, n_classes)).numpy()

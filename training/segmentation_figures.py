@@ -27,6 +27,8 @@ N_SAMPLES = 12  # pictures in samples.png
 N_EXTREMES = 6  # best and worst pictures
 N_SHOWN = 8  # test pictures whose masks are kept in the course of training, and compared between runs
 N_STAGES = 6  # evaluations that overlays.png shows
+N_NAMED = 3  # classes that are named below a picture
+N_COLUMNS = 4  # classes that have a column of the table
 GRID_WIDTH = 2100  # pixels that a grid may fill
 
 
@@ -91,8 +93,7 @@ def write_data_figures(
     shown = torch.linspace(0, len(images) - 1, min(N_SAMPLES, len(images))).round().long()
     titles = []
     for mask in masks[shown]:
-        shares = [(mask == k).float().mean() for k in range(len(class_names))]
-        titles += ["", ", ".join(f"{class_names[k]} {shares[k]:.0%}" for k in range(1, len(class_names)))]
+        titles += ["", _shares_in_words(mask, class_names)]
     pictures = beside_overlays(images[shown], [masks[shown]], n_columns=6)
     plot_image_grid(
         folder / "samples.png", pictures, titles, n_columns=6, column_labels=["picture", "mask"] * 3,
@@ -109,6 +110,14 @@ def write_data_figures(
     )  # fmt: skip
 
 
+def _shares_in_words(mask: Tensor, class_names: Sequence[str]) -> str:
+    """The share of each class but the background; of many classes those that cover most."""
+    shares = {k: float((mask == k).float().mean()) for k in range(1, len(class_names))}
+    if len(shares) > N_NAMED:
+        shares = dict(sorted(((k, s) for k, s in shares.items() if s > 0), key=lambda item: -item[1])[:N_NAMED])
+    return ", ".join(f"{class_names[k]} {share:.0%}" for k, share in shares.items())
+
+
 def _write_statistics(path: Path, statistics: Mapping[str, Mapping], class_names: Sequence[str]) -> None:
     channels = ("red", "green", "blue")
     header = ["split", "pictures", "size", *class_names, "ignored", *(f"{c}: mean ± std" for c in channels)]
@@ -122,6 +131,8 @@ def _write_statistics(path: Path, statistics: Mapping[str, Mapping], class_names
             + [f"{share:.1%}" for share in shares]
             + [f"{float(values['mean'][c]):.3f} ± {float(values['std'][c]):.3f}" for c in range(len(channels))]
         )
+    if len(class_names) > N_COLUMNS:  # a row for each class, a column for each split
+        header, *rows = (list(column) for column in zip(header, *rows, strict=True))
     title = "Share of each class in all pixels; channels as numbers from 0 to 1"
     plot_table(path, header, rows, title=title)
 
@@ -161,12 +172,14 @@ def write_result_figures(
     predicted_masks: Tensor,
     dice_of_images: Tensor,
     names: Sequence[str],
+    class_names: Sequence[str],
     updates_per_epoch: int,
 ) -> None:
     """Write figures/overlays.png and figures/best_and_worst.png, and test_predictions.npz for comparisons.
 
     Of all N test pictures, on the CPU: `images` (N, 3, S, S), `true_masks` and `predicted_masks` (N, S, S), all
-    uint8, `dice_of_images` (N,) and `names`. The overlays are of up to N_STAGES of what `keep_predictions` kept.
+    uint8, `dice_of_images` (N,) and `names`; `class_names`: K. The overlays are of up to N_STAGES of what
+    `keep_predictions` kept.
     """
     shown = shown_pictures(len(images))
     steps = sorted(int(path.stem.removeprefix("step_")) for path in (run_dir / "predictions").glob("step_*.npy"))
@@ -180,7 +193,7 @@ def write_result_figures(
     write_best_and_worst(figures / "best_and_worst.png", images, true_masks, predicted_masks, dice_of_images, names)
     np.savez(
         run_dir / "test_predictions.npz", images=images[shown], true_masks=true_masks[shown],
-        predicted_masks=predicted_masks[shown], names=[names[i] for i in shown],
+        predicted_masks=predicted_masks[shown], names=[names[i] for i in shown], class_names=list(class_names),
     )  # fmt: skip
 
 
@@ -233,5 +246,11 @@ def _enlarged(images: Tensor, n_columns: int) -> Tensor:
 
 
 def _color_key(class_names: Sequence[str], masks: Tensor) -> str:
-    key = [f"{class_names[k]}: {_class_color(k)[0]}" for k in range(1, len(class_names))]
+    classes = range(1, len(class_names))
+    if len(classes) > len(CLASS_COLORS):
+        present = {int(k) for k in masks.unique()}
+        classes = [k for k in classes if k in present]
+    key = [f"{class_names[k]}: {_class_color(k)[0]}" for k in classes[: len(CLASS_COLORS)]]
+    if len(classes) > len(CLASS_COLORS):
+        key.append(f"{len(classes) - len(CLASS_COLORS)} more in the same colours")
     return ", ".join([*key, *["ignored: grey stripes"] * bool((masks == IGNORE).any())])

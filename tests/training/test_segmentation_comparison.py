@@ -36,6 +36,7 @@ def arrays(seed: int = 0, n: int = 3, size: int = 16) -> dict[str, np.ndarray]:
         "true_masks": pictures.choice(np.array([0, 1, 255], dtype=np.uint8), (n, size, size)),
         "predicted_masks": guesses.integers(0, 2, (n, size, size), dtype=np.uint8),
         "names": np.array([f"pet_{i}" for i in range(n)]),
+        "class_names": np.array(["background", "cell"]),
     }
 
 
