@@ -28,8 +28,8 @@ from data.errors import DataError
 from data.parallel_text import ParallelText
 from data.seeding import Stream, seed_global_generators
 from data.tokenization import BOS_ID, EOS_ID, PAD_ID, TextTokenizer
-from data.translation import TokenizedPairs, TranslationCorpus, load_splits
-from models.decoding import SpecialTokens, decode_in_batches
+from data.translation import TokenizedPairs, TranslationCorpus, evenly_spaced, load_splits
+from models.decoding import LengthNormalization, SpecialTokens, decode_in_batches
 from models.lstm import Seq2SeqLSTM
 from models.transformer import Transformer
 from training.bleu_tokenizer import BleuTokenizer, choose_bleu_tokenizer
@@ -39,6 +39,7 @@ from training.checkpoints import (
     find_checkpoint,
     load_checkpoint,
     load_weights,
+    read_state,
     save_checkpoint,
 )
 from training.cli import PathFlag, run_script
@@ -151,8 +152,11 @@ class Config:
     validate_every: Count = 0  # updates between validations; 0: once an epoch
     valid_sentences: Count = 1000  # validation pairs that are translated (greedily) for BLEU; 0: all
     beam_size: BeamSize = 5  # beams on the test split
-    length_penalty: LengthPower = 1.0  # power of the length in the score of a beam
-    eval_batch_size: BatchSize = 64  # sentences decoded at a time
+    length_penalty: LengthPower = 1.0  # power of the length that a translation's log-probability is divided by
+    tune_length_penalty: tuple[LengthPower, ...] = ()  # powers to try on the validation split, the best is tested
+    length_normalization: LengthNormalization = "power"  # length: n tokens, or (6 + n) / 6 as in GNMT
+    eval_batch_size: BatchSize = 64  # most sentences decoded at a time
+    eval_max_tokens: TokenBudget = 32768  # most tokens decoded at a time: beams x (source + longest translation)
     eval_only: bool = False  # only evaluate the best checkpoint of --resume, or of --output_dir
     # --- run
     output_dir: PathFlag = ""  # where the run is written; default runs/translation/<recipe>
@@ -207,6 +211,8 @@ TRANSFORMER_OPTIONS = ("d_model", "n_heads", "n_encoder_layers", "n_decoder_laye
                        "activation_dropout", "pre_norm", "positions")  # fmt: skip
 LSTM_OPTIONS = ("embedding_dim", "hidden_size", "n_layers", "attentional_layer", "early_attention",
                 "input_feeding", "teacher_forcing_ratio")  # fmt: skip
+# What a checkpoint was evaluated with whose config does not have the field yet.
+OLD_RULES = {"length_normalization": "gnmt"}
 STACKED = {"weight_ih": 4, "weight_hh": 4, "key_value": 2}  # matrices in one parameter: gates; keys and values
 
 
@@ -263,18 +269,17 @@ def train_update(
 @torch.no_grad()
 def evaluate(
     accelerator: Accelerator, model, pairs: TokenizedPairs, text: ParallelText, tokenizer: TextTokenizer,
-    config: Config, beam_size: int, n_translated: int | None = None,
+    config: Config, beam_size: int, n_translated: int = 0,
 ) -> tuple[dict, Translations]:  # fmt: skip
-    """Negative log-likelihood per token (nats) of all pairs; BLEU and chrF of n_translated.
+    """Negative log-likelihood per token (nats) of all pairs; BLEU and chrF of n_translated of them, or of all (0).
 
     Every process takes a share and all get the same answer: (metrics, the translations in the text's order).
     `model` is a plain one, not the prepared. Decoding is in fp32 whatever the training precision.
     """
     model.eval()
     rank, n_processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    longest = int(max(pairs.source.lengths.max(), pairs.target.lengths.max())) + 1
     updates = BatchPlanner(
-        pairs.source.lengths, pairs.target.lengths, max(config.max_tokens, longest), n_processes, "sorted"
+        pairs.source.lengths, pairs.target.lengths, config.max_tokens, n_processes, "sorted", allow_longer=True
     ).plan_epoch(0)
     nll = torch.zeros((), device=device)
     for update in updates:
@@ -283,27 +288,47 @@ def evaluate(
             nll += model(*collate(pairs.source, pairs.target, sentences, update.shape, counted, device))[1]
     nll = float(sum_over_processes(accelerator, nll)) / sum(u.target_tokens for u in updates)
 
-    n_translated = min(n_translated or len(pairs), len(pairs))
-    # From all over the split: corpora are often sorted, by length or by topic.
-    picked = [i * len(pairs) // n_translated for i in range(n_translated)]
+    picked = evenly_spaced(len(pairs), n_translated)
 
     def translate(share: range) -> list[str]:
         sentences = [picked[i] for i in share]
         outputs = decode_in_batches(
             model, [[*pairs.source[i].tolist(), EOS_ID] for i in sentences], SPECIAL, beam_size=beam_size,
-            length_penalty=config.length_penalty, batch_size=config.eval_batch_size, device=device,
+            length_penalty=config.length_penalty, length_normalization=config.length_normalization,
+            batch_size=config.eval_batch_size, max_tokens=config.eval_max_tokens, device=device,
         )  # fmt: skip
         return tokenizer.decode(outputs, [text.sources[i] for i in sentences])
 
     translations = Translations(
         [text.sources[i] for i in picked],
-        translate_in_shares(accelerator, n_translated, translate),
+        translate_in_shares(accelerator, len(picked), translate),
         [text.targets[i] for i in picked],
     )
     scores = score_translations(
         translations.hypotheses, translations.references, config.bleu_tokenizer, config.lowercase
     )
     return {"nll": nll, **scores}, translations
+
+
+def choose_length_penalty(run: Run, model, corpus: TranslationCorpus, config: Config) -> tuple[float, dict]:
+    """The power of --tune_length_penalty that gives beam search the best BLEU on the validation sentences.
+
+    Returns it with the metrics of those translations.
+    """
+    pairs, text = corpus.valid, corpus.splits.valid
+    picked = evenly_spaced(len(pairs), config.valid_sentences)
+    pairs, text = pairs.select(picked), text.select(picked)
+    best, best_metrics = config.length_penalty, None
+    for power in config.tune_length_penalty:
+        tried = replace(config, length_penalty=power)
+        metrics, _ = evaluate(run.accelerator, model, pairs, text, corpus.target_tokenizer, tried, config.beam_size)
+        run.print(
+            f"length penalty {power:g}: validation BLEU {metrics['bleu']:.2f} by beam search, "
+            f"brevity penalty {metrics['brevity_penalty']:.3f}"
+        )
+        if best_metrics is None or is_better(metrics, best_metrics):
+            best, best_metrics = power, metrics
+    return best, best_metrics
 
 
 def find_lr(accelerator, model, optimizer, planner, corpus: TranslationCorpus, config: Config) -> None:
@@ -365,6 +390,8 @@ def main(config: Config) -> None:
         checkpoint = find_checkpoint(resume, Path(config.output_dir), prefer_best=config.eval_only)
     if checkpoint:
         check_files(checkpoint, {f"{side}_tokenizer.json": t.to_json() for side, t in corpus.tokenizers.items()})
+        if "length_normalization" not in read_state(checkpoint)["config"]:
+            config = replace(config, length_normalization=OLD_RULES["length_normalization"])
     ema = EMA(model.to(accelerator.device), config.ema_decay) if config.ema_decay > 0 else None
     optimizer = build_optimizer(model, config, accelerator.mixed_precision)
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -414,7 +441,7 @@ def main(config: Config) -> None:
         run.log(numbers(metrics, "valid"), state["step"], epoch)
         run.print(
             f"step {state['step']:,}: validation BLEU {metrics['bleu']:.2f}, chrF {metrics['chrf']:.2f}, "
-            f"loss {metrics['nll']:.3f}"
+            f"brevity penalty {metrics['brevity_penalty']:.3f}, loss {metrics['nll']:.3f}"
         )
         run.log_samples(translations.sources, translations.hypotheses, translations.references, state["step"])
 
@@ -477,6 +504,11 @@ def main(config: Config) -> None:
     run.release_signals()
     load_weights(evaluated, (not config.eval_only and best_checkpoint(run.output_dir)) or last_checkpoint)
     summary = {f"best/{name}": value for name, value in (state["best"] or {}).items()}
+    if config.tune_length_penalty:
+        power, metrics = choose_length_penalty(run, evaluated, corpus, config)
+        config = replace(config, length_penalty=power)
+        summary |= numbers(metrics, "valid_beam")
+    summary["length_penalty"] = config.length_penalty
     tests = [("test", corpus.test, splits.test), ("test_extra", corpus.test_extra, splits.test_extra)]
     for name, pairs, text in tests[: 2 if splits.test_extra else 1]:
         metrics, translations = evaluate(accelerator, evaluated, pairs, text, corpus.target_tokenizer, config,

@@ -115,6 +115,9 @@ class BatchPlanner:
     `max_tokens` bounds rows x longer side, padding included, of a micro-batch in one process; `n_parts` is
     processes x accumulation steps, so an update holds up to `max_tokens * n_parts`.
 
+    A sentence of more than `max_tokens` is an error; where they may be longer (`allow_longer`, "sorted" alone),
+    such a sentence makes an update by itself.
+
     - "padded": shuffled, every sentence padded to the longest of the corpus.
     - "sorted": by length, in the same order every epoch.
     - "bucketed": shuffled within buckets of like length, and the updates shuffled; every epoch has the same
@@ -131,13 +134,14 @@ class BatchPlanner:
         batching: Batching = "bucketed",
         seed: int = 0,
         max_buckets: int = 48,
+        allow_longer: bool = False,
     ):
         if len(source_lengths) == 0:
             raise DataError("no sentence pair is left to train on: check --max_len and the training files")
         self.source_lengths, self.target_lengths = source_lengths + 1, target_lengths + 1  # + EOS
         self.budget, self.n_parts, self.batching, self.seed = max_tokens * n_parts, n_parts, batching, seed
         longest = int(max(self.source_lengths.max(), self.target_lengths.max()))
-        if max_tokens < longest:
+        if max_tokens < longest and not allow_longer:
             raise DataError(
                 f"--max_tokens {max_tokens} is smaller than the longest training sentence "
                 f"({longest} tokens with its end mark): raise it, or lower --max_len below {max_tokens}"
@@ -184,7 +188,7 @@ class BatchPlanner:
         start = longest = 0
         for i, sentence in enumerate(order):
             cost = max(longest, self.source_lengths[sentence], self.target_lengths[sentence])
-            if (i - start + 1) * cost > self.budget:
+            if (i - start + 1) * cost > self.budget and i > start:
                 yield order[start:i]
                 start, cost = i, max(self.source_lengths[sentence], self.target_lengths[sentence])
             longest = cost

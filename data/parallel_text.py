@@ -38,6 +38,10 @@ class ParallelText:
         """The text of (source, target) pairs."""
         return cls([source for source, _ in pairs], [target for _, target in pairs])
 
+    def select(self, indices: Sequence[int]) -> "ParallelText":
+        """The pairs of these numbers, in their order."""
+        return ParallelText([self.sources[i] for i in indices], [self.targets[i] for i in indices])
+
 
 # Cleaning
 

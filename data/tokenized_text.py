@@ -33,7 +33,7 @@ class TokenizedText:
         """Tokens of each sentence, without BOS and EOS: (N,)."""
         return np.diff(self.offsets)
 
-    def select(self, indices: np.ndarray) -> "TokenizedText":
+    def select(self, indices: Sequence[int]) -> "TokenizedText":
         return TokenizedText.from_lists([self[int(i)] for i in indices])
 
 

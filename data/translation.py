@@ -177,6 +177,19 @@ class TokenizedPairs:
     def __len__(self) -> int:
         return len(self.source)
 
+    def select(self, indices: Sequence[int]) -> "TokenizedPairs":
+        """The pairs of these numbers, in their order."""
+        return TokenizedPairs(self.source.select(indices), self.target.select(indices))
+
+
+def evenly_spaced(n_all: int, n: int) -> list[int]:
+    """n of the numbers 0 .. n_all - 1, or all of them for n = 0 and where there are no more.
+
+    From all over a split: corpora are often sorted, by length or by topic.
+    """
+    n = min(n or n_all, n_all)
+    return [i * n_all // n for i in range(n)]
+
 
 class TranslationCorpus:
     """Token arrays of all splits, with the tokenizers trained on the training split alone.
@@ -231,7 +244,7 @@ class TranslationCorpus:
         whole = tokens_of(train)
         self.max_len, self.n_read = max_len, len(whole)
         self.kept = self._short_enough(whole)
-        self.train = TokenizedPairs(whole.source.select(self.kept), whole.target.select(self.kept))
+        self.train = whole.select(self.kept)
         self.n_too_long = len(whole) - len(self.train)
         self.valid, self.test = tokens_of(splits.valid), tokens_of(splits.test)
         self.test_extra = None if splits.test_extra is None else tokens_of(splits.test_extra)
@@ -266,4 +279,4 @@ class TranslationCorpus:
             )
         )
         kept = self._short_enough(pairs)  # dropout makes sentences longer
-        return TokenizedPairs(pairs.source.select(kept), pairs.target.select(kept))
+        return pairs.select(kept)

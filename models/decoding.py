@@ -1,14 +1,19 @@
 """Greedy search, beam search and sampling over any sequence-to-sequence model.
 
 The model gives `begin_decoding(source, use_cache) -> state`, `decode_step(tokens, state) -> (logits, state)`
-and a state with `select(rows, same_sources)`. B sentences, K beams, V words. Each sentence has a length bound
-of its own and leaves the batch when it is done, so its output does not depend on its neighbours.
+and a state with `with_beams(k)` and `select(rows, same_sources)`. B sentences, K beams, V words. Each sentence
+has a length bound of its own and leaves the batch when it is done, so its output does not depend on its
+neighbours.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+LengthNormalization = Literal["power", "gnmt"]
 
 
 @dataclass(frozen=True)
@@ -21,38 +26,47 @@ class SpecialTokens:
     end: int = 3
 
 
+def length_bound(n_tokens):
+    """The most tokens, EOS included, that the translation of n tokens, EOS included, may have."""
+    return 2 * n_tokens + 10
+
+
 def length_bounds(source: Tensor, pad_id: int) -> Tensor:
-    """The most tokens, EOS included, that the translation of each row of source (B, S) may have: (B,)."""
-    return 2 * (source != pad_id).sum(1) + 10
+    """`length_bound` of each row of source (B, S): (B,)."""
+    return length_bound((source != pad_id).sum(1))
 
 
 def _next_log_probs(model, tokens: Tensor, state, special: SpecialTokens) -> tuple[Tensor, object]:
     logits, state = model.decode_step(tokens, state)
     logits = logits.float()
-    logits[:, [special.pad, special.begin]] = -torch.inf
+    logits[:, special.pad] = -torch.inf
+    logits[:, special.begin] = -torch.inf
     return logits.log_softmax(-1), state
 
 
 @torch.no_grad()
 def _one_token_at_a_time(model, source, choose, special, use_cache) -> list[list[int]]:
-    """Extend each row by `choose(log_probs (N, V), rows (N,)) -> tokens (N,)` until EOS or its bound."""
-    bounds = length_bounds(source, special.pad)
-    rows = torch.arange(source.shape[0], device=source.device)
+    """Extend each row by `choose(log_probs (N, V), rows) -> tokens (N,)` until EOS or its bound."""
+    bounds = length_bounds(source, special.pad).tolist()
+    rows = list(range(source.shape[0]))  # the sentence of each row that is still going
     state = model.begin_decoding(source, use_cache)
-    tokens = torch.full_like(rows, special.begin)
-    outputs: list[list[int]] = [[] for _ in range(source.shape[0])]
-    for length in range(1, int(bounds.max()) + 1):
+    tokens = torch.full((len(rows),), special.begin, device=source.device)
+    outputs: list[list[int]] = [[] for _ in rows]
+    for length in range(1, max(bounds) + 1):
         log_probs, state = _next_log_probs(model, tokens, state, special)
         tokens = choose(log_probs, rows)
-        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+        going = []
+        for i, token in enumerate(tokens.tolist()):  # the step's one wait for the device
             if token != special.end:
-                outputs[row].append(token)
-        going = (tokens != special.end) & (bounds[rows] > length)
-        if not going.all():
-            kept = going.nonzero()[:, 0]
-            if kept.numel() == 0:
-                break
-            rows, tokens, state = rows[kept], tokens[kept], state.select(kept)
+                outputs[rows[i]].append(token)
+                if bounds[rows[i]] > length:
+                    going.append(i)
+        if not going:
+            break
+        if len(going) < len(rows):
+            rows = [rows[i] for i in going]
+            kept = torch.tensor(going, device=source.device)
+            tokens, state = tokens[kept], state.select(kept)
     return outputs
 
 
@@ -76,18 +90,25 @@ def sample(
     on the batch. `top_k` > 0 keeps the k likeliest tokens only; the temperature must be above 0.
     """
 
-    def choose(log_probs: Tensor, rows: Tensor) -> Tensor:
+    def choose(log_probs: Tensor, rows: list[int]) -> Tensor:
         scores = log_probs / temperature
         if top_k > 0:
             threshold = scores.topk(min(top_k, scores.shape[1]), dim=1).values[:, -1:]
             scores = scores.masked_fill(scores < threshold, -torch.inf)
         probs = scores.softmax(-1).cpu()
-        drawn = [
-            torch.multinomial(p, 1, generator=generators[row]) for p, row in zip(probs, rows.tolist(), strict=True)
-        ]
+        drawn = [torch.multinomial(p, 1, generator=generators[row]) for p, row in zip(probs, rows, strict=True)]
         return torch.cat(drawn).to(log_probs.device)
 
     return _one_token_at_a_time(model, source, choose, special, use_cache)
+
+
+def _penalties(length: int, length_penalty: float, normalization: LengthNormalization) -> tuple[float, float]:
+    """What summed log-probabilities are divided by: that of a hypothesis which ends at position `length`, with
+    length - 1 tokens before EOS, and that of one which goes on, with `length` tokens.
+    """
+    if normalization == "gnmt":
+        return (((5 + length) / 6) ** length_penalty,) * 2
+    return max(length - 1, 1) ** length_penalty, length**length_penalty
 
 
 @torch.no_grad()
@@ -98,27 +119,41 @@ def beam_search(
     beam_size: int = 5,
     length_penalty: float = 1.0,
     use_cache: bool = True,
+    length_normalization: LengthNormalization = "power",
 ) -> list[list[int]]:
     """The best finished hypothesis of a beam: source (B, S) -> B lists of token ids without BOS and EOS.
 
-    A hypothesis of n tokens (EOS included) scores its summed log-probability over ((5 + n) / 6) to the power
-    of `length_penalty` (Wu et al. 2016, arXiv 1609.08144, eq. 14; 0 turns it off). A sentence is done at its
-    length bound, or when `beam_size` hypotheses have finished that no going one beats as it stands: to stop
-    at their number alone would leave a confident model with the stumps that came second on the way. A beam
-    of 1 is greedy search.
+    A hypothesis of n tokens, EOS not counted, scores its summed log-probability over n to the power of
+    `length_penalty` (0 turns it off); an empty one counts as one of one token. "gnmt" takes ((6 + n) / 6)
+    instead of n (Wu et al. 2016, arXiv 1609.08144, eq. 14, where EOS counts): it hardly tells lengths apart
+    under 10 tokens, and its translations come out shorter.
+
+    A sentence is done at its length bound, or when `beam_size` hypotheses have finished that no going one beats
+    as it stands, which is what it would score if it ended next at no cost: to stop at their number alone would
+    leave a confident model with the stumps that came second on the way. A beam of 1 is greedy search.
     """
     device, n_sentences, k = source.device, source.shape[0], beam_size
     bounds = length_bounds(source, special.pad)
-    state = model.begin_decoding(source, use_cache)
-    state = state.select(torch.arange(n_sentences, device=device).repeat_interleave(k))
+    longest = int(bounds.max())
+    state = model.begin_decoding(source, use_cache).with_beams(k)
     sentences = torch.arange(n_sentences, device=device)  # which sentence each group of k rows belongs to
     scores = torch.full((n_sentences, k), -torch.inf, device=device)
     scores[:, 0] = 0.0  # the k hypotheses of a sentence begin alike: let one of them branch
     tokens = torch.full((n_sentences * k,), special.begin, device=device)
     prefixes = torch.empty(n_sentences, k, 0, dtype=torch.long, device=device)
-    finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(n_sentences)]
+    # Of each sentence, in the order of the batch: the k best finished scores, and the best hypothesis.
+    finished_scores = torch.full((n_sentences, k), -torch.inf, device=device)
+    best = torch.full((n_sentences, longest), special.pad, device=device)
+    best_lengths = torch.zeros(n_sentences, dtype=torch.long, device=device)
 
-    for length in range(1, int(bounds.max()) + 1):
+    def note_best(better: Tensor, hypotheses: Tensor) -> None:
+        """Put hypotheses (n, t) of the going sentences in the place of their best where `better` (n,)."""
+        length = hypotheses.shape[1]
+        best[sentences, :length] = torch.where(better[:, None], hypotheses, best[sentences, :length])
+        best_lengths[sentences] = best_lengths[sentences].masked_fill(better, length)
+
+    for length in range(1, longest + 1):
+        end_penalty, going_penalty = _penalties(length, length_penalty, length_normalization)
         log_probs, state = _next_log_probs(model, tokens, state, special)
         n_words = log_probs.shape[1]
         totals = (scores[:, :, None] + log_probs.view(-1, k, n_words)).flatten(1)  # (B, K * V)
@@ -128,38 +163,43 @@ def beam_search(
         ends = words == special.end
 
         # An ending counts only where it ranks among the best k: worse ones would crowd out going hypotheses.
-        penalty = ((5 + length) / 6) ** length_penalty
-        for b, rank in (ends[:, :k] & candidate_scores[:, :k].isfinite()).nonzero().tolist():
-            hypothesis = prefixes[b, parents[b, rank]].tolist()
-            done = finished[int(sentences[b])]
-            done.append((float(candidate_scores[b, rank]) / penalty, hypothesis))
-            done.sort(reverse=True)
-            del done[k:]
+        ended_scores = (candidate_scores[:, :k] / end_penalty).masked_fill(~ends[:, :k], -torch.inf)
+        best_ended, rank = ended_scores.max(1)
+        ended = prefixes.take_along_dim(parents.gather(1, rank[:, None])[:, :, None], 1)[:, 0]
+        known = finished_scores[sentences]
+        note_best(best_ended > known[:, 0], ended)
+        known = torch.cat([known, ended_scores], 1).topk(k, dim=1).values
+        finished_scores[sentences] = known
 
         going_first = ends.long().sort(dim=1, stable=True).indices[:, :k]
         scores = candidate_scores.gather(1, going_first)
         parents, words = parents.gather(1, going_first), words.gather(1, going_first)
-        prefixes = torch.cat(
-            [prefixes.gather(1, parents[:, :, None].expand(-1, -1, length - 1)), words[:, :, None]], dim=2
-        )
-        state = state.select((parents + torch.arange(len(sentences), device=device)[:, None] * k).flatten(),
-                             same_sources=True)  # fmt: skip
+        prefixes = torch.cat([prefixes.take_along_dim(parents[:, :, None], 1), words[:, :, None]], dim=2)
+        first_rows = torch.arange(len(sentences), device=device)[:, None] * k
+        state = state.select((parents + first_rows).flatten(), same_sources=True)
 
         at_bound = bounds[sentences] <= length
-        for b in at_bound.nonzero()[:, 0].tolist():
-            done = finished[int(sentences[b])]
-            if not done:  # nothing ended in time: the best going hypothesis stands
-                done.append((float(scores[b, 0]) / penalty, prefixes[b, 0].tolist()))
-        worst = [finished[i][-1][0] if len(finished[i]) == k else -torch.inf for i in sentences.tolist()]
-        beaten = scores[:, 0] / penalty <= torch.tensor(worst, device=device)
-        keep = (~(beaten | at_bound)).nonzero()[:, 0]
-        if len(keep) == 0:
+        # Where nothing ended in time, the best going hypothesis stands.
+        note_best(at_bound & (known[:, 0] == -torch.inf), prefixes[:, 0])
+        beaten = scores[:, 0] / going_penalty <= known[:, -1]
+        going = (~(beaten | at_bound)).nonzero()[:, 0]  # the step's one wait for the device
+        if len(going) == 0:
             break
-        if len(keep) < len(sentences):
-            state = state.select((keep[:, None] * k + torch.arange(k, device=device)).flatten())
-            sentences, scores, words, prefixes = sentences[keep], scores[keep], words[keep], prefixes[keep]
+        if len(going) < len(sentences):
+            state = state.select((going[:, None] * k + torch.arange(k, device=device)).flatten())
+            sentences, scores, words, prefixes = sentences[going], scores[going], words[going], prefixes[going]
         tokens = words.flatten()
-    return [done[0][1] for done in finished]
+    return [row[:length] for row, length in zip(best.tolist(), best_lengths.tolist(), strict=True)]
+
+
+def batches_within(sizes: list[int], max_sentences: int, max_tokens: int) -> Iterator[list[int]]:
+    """Indices of `sizes` in batches, largest first: sentences x the largest <= max_tokens, or one sentence."""
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    start = 0
+    while start < len(order):
+        n = max(1, min(max_sentences, max_tokens // sizes[order[start]]))
+        yield order[start : start + n]
+        start += n
 
 
 def decode_in_batches(
@@ -171,18 +211,26 @@ def decode_in_batches(
     length_penalty: float,
     batch_size: int,
     device: torch.device,
+    max_tokens: int = 32768,
+    length_normalization: LengthNormalization = "power",
 ) -> list[list[int]]:
-    """Translate token lists (each ending in EOS), longest first; the outputs come in the order given."""
+    """Translate token lists (each ending in EOS), longest first; the outputs come in the order given.
+
+    A batch has at most `batch_size` sentences and `max_tokens` tokens: beams x (the padded source and the
+    longest translation that it may have), so that memory does not grow with the longest line of a text. A
+    sentence that has more tokens than that is translated alone.
+    """
     outputs: list[list[int]] = [[] for _ in sentences]
-    order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    sizes = [beam_size * (len(tokens) + length_bound(len(tokens))) for tokens in sentences]
+    for chosen in batches_within(sizes, batch_size, max_tokens):
         rows = [torch.tensor(sentences[i]) for i in chosen]
         source = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=special.pad).to(device)
         if beam_size == 1:
             found = greedy_search(model, source, special)
         else:
-            found = beam_search(model, source, special, beam_size, length_penalty)
+            found = beam_search(
+                model, source, special, beam_size, length_penalty, length_normalization=length_normalization
+            )
         for i, output in zip(chosen, found, strict=True):
             outputs[i] = output
     return outputs

@@ -89,25 +89,35 @@ class DotProductAttention(nn.Module):
 
 @dataclass
 class DecoderState:
-    """What the decoder keeps between two positions, for N hypotheses (rows)."""
+    """What the decoder keeps between two positions, for N hypotheses (rows) of B sentences.
 
-    source_mask: Tensor  # (N, S)
-    memory: Tensor  # (N, S, H)
+    The N / B hypotheses of a sentence stand together, and share what belongs to their source.
+    """
+
+    source_mask: Tensor  # (B, S)
+    memory: Tensor  # (B, S, H)
     layers: list[tuple[Tensor, Tensor]]  # per layer, hidden and cell state (1, N, H)
     fed: Tensor | None  # (N, 1, H), the last attentional vector, with input feeding
 
     def select(self, rows: Tensor, same_sources: bool = False) -> "DecoderState":
-        """The state of the given rows (int64, any order, repeats allowed).
+        """The state of the given rows (int64): all those of some sentences, in any order of the sentences.
 
         `same_sources` promises that each row is replaced by one of the same source sentence, as when the
         beams of a sentence are re-ordered: what belongs to the source then stays where it is.
         """
+        n_beams = self.layers[0][0].shape[1] // len(self.memory)
+        sources = rows[::n_beams] // n_beams
         return DecoderState(
-            self.source_mask if same_sources else self.source_mask[rows],
-            self.memory if same_sources else self.memory[rows],
+            self.source_mask if same_sources else self.source_mask[sources],
+            self.memory if same_sources else self.memory[sources],
             [(hidden[:, rows], cell[:, rows]) for hidden, cell in self.layers],
             None if self.fed is None else self.fed[rows],
         )
+
+    def with_beams(self, k: int) -> "DecoderState":
+        """k rows in the place of each one."""
+        rows = torch.arange(self.layers[0][0].shape[1], device=self.memory.device).repeat_interleave(k)
+        return self.select(rows, same_sources=True)
 
 
 class Seq2SeqLSTM(nn.Module):
@@ -223,7 +233,8 @@ class Seq2SeqLSTM(nn.Module):
             x, present = layer(self.dropout(x) if i else x, state.layers[i])
             layers.append(present)
             if i == self.asking_layer:
-                context, _ = self.attention(x, state.memory, state.source_mask)
+                queries = x.reshape(len(state.memory), -1, x.shape[2])  # the beams of a sentence ask together
+                context = self.attention(queries, state.memory, state.source_mask)[0].reshape(x.shape)
         x = self.dropout(self.attentional_layer(torch.cat([context, x], 2)))
         fed = x if self.input_feeding else None
         return self.to_embedding(x), DecoderState(state.source_mask, state.memory, layers, fed)

@@ -138,8 +138,13 @@ class DecoderLayer(nn.Module):
         return self.feed_forward_sublayer(x, self.feed_forward)
 
     def step(self, x: Tensor, past, memory_keys_values, source_mask: Tensor):
-        """One position with its past: x (B, 1, D); `past` and the returned keys and values (B, H, t, K)."""
+        """One position with its past: x (N, 1, D); `past` and the returned keys and values (N, H, t, K).
+
+        `memory_keys_values` (B, H, S, K) and `source_mask` (B, 1, 1, S) are those of B sentences with N / B rows
+        each, which ask them together.
+        """
         present = past
+        n_sentences = len(source_mask)
 
         def attend_past(y: Tensor) -> Tensor:
             nonlocal present
@@ -147,39 +152,52 @@ class DecoderLayer(nn.Module):
             present = (torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2))
             return self.self_attention(y, present, None)
 
+        def attend_source(y: Tensor) -> Tensor:
+            queries = y.reshape(n_sentences, -1, y.shape[-1])  # (B, N / B, D)
+            return self.cross_attention(queries, memory_keys_values, source_mask).reshape(y.shape)
+
         x = self.self_sublayer(x, attend_past)
-        x = self.cross_sublayer(x, lambda y: self.cross_attention(y, memory_keys_values, source_mask))
+        x = self.cross_sublayer(x, attend_source)
         return self.feed_forward_sublayer(x, self.feed_forward), present
 
 
 @dataclass
 class DecoderState:
-    """What the decoder keeps between two positions, for N hypotheses (rows).
+    """What the decoder keeps between two positions, for N hypotheses (rows) of B sentences.
+
+    The N / B hypotheses of a sentence stand together, and share what belongs to their source.
 
     With the cache on, `past` holds each layer's keys and values so far; with it off, `prefix` (N, t) holds
     the tokens so far and every step computes the whole prefix anew: slower, and the reference for the cache.
     """
 
-    source_mask: Tensor  # (N, 1, 1, S)
-    memory: Tensor  # (N, S, D)
+    source_mask: Tensor  # (B, 1, 1, S)
+    memory: Tensor  # (B, S, D)
     prefix: Tensor  # (N, t)
-    memory_keys_values: list[tuple[Tensor, Tensor]] | None  # per layer, (N, H, S, K)
+    memory_keys_values: list[tuple[Tensor, Tensor]] | None  # per layer, (B, H, S, K)
     past: list[tuple[Tensor, Tensor]] | None  # per layer, (N, H, t, K)
 
     def select(self, rows: Tensor, same_sources: bool = False) -> "DecoderState":
-        """The state of the given rows (int64, any order, repeats allowed).
+        """The state of the given rows (int64): all those of some sentences, in any order of the sentences.
 
         `same_sources` promises that each row is replaced by one of the same source sentence, as when the
         beams of a sentence are re-ordered: what belongs to the source then stays where it is.
         """
         state = DecoderState(self.source_mask, self.memory, self.prefix[rows], self.memory_keys_values, self.past)
         if not same_sources:
-            state.source_mask, state.memory = self.source_mask[rows], self.memory[rows]
+            n_beams = len(self.prefix) // len(self.memory)
+            sources = rows[::n_beams] // n_beams
+            state.source_mask, state.memory = self.source_mask[sources], self.memory[sources]
             if self.memory_keys_values is not None:
-                state.memory_keys_values = [(k[rows], v[rows]) for k, v in self.memory_keys_values]
+                state.memory_keys_values = [(k[sources], v[sources]) for k, v in self.memory_keys_values]
         if self.past is not None:
             state.past = [(k[rows], v[rows]) for k, v in self.past]
         return state
+
+    def with_beams(self, k: int) -> "DecoderState":
+        """k rows in the place of each one."""
+        rows = torch.arange(len(self.prefix), device=self.prefix.device).repeat_interleave(k)
+        return self.select(rows, same_sources=True)
 
 
 def sinusoidal_positions(n_positions: int, d_model: int) -> Tensor:
@@ -317,7 +335,9 @@ class Transformer(nn.Module):
         position = state.prefix.shape[1]
         prefix = torch.cat([state.prefix, tokens[:, None]], dim=1)
         if state.past is None:
-            states = self.decode(prefix, state.memory, state.source_mask)[:, -1]
+            n_beams = len(prefix) // len(state.memory)
+            memory, source_mask = (t.repeat_interleave(n_beams, 0) for t in (state.memory, state.source_mask))
+            states = self.decode(prefix, memory, source_mask)[:, -1]
             past = None
         else:
             x = self.embed(self.target_embedding, tokens[:, None], start=position)

@@ -1,6 +1,8 @@
 """What the tests of the training scripts share: reading a run's folder, and killing a run."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +22,17 @@ def summary(output_dir: Path) -> dict:
 def final_weights(output_dir: Path) -> dict[str, torch.Tensor]:
     last = max((output_dir / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     return load_file(last / "model.safetensors")
+
+
+def edit_config(checkpoint: Path, edit: Callable[[dict], object]) -> None:
+    """Change the config that a checkpoint holds, in place, and its manifest with it."""
+    state = json.loads((checkpoint / "state.json").read_text())
+    edit(state["config"])
+    text = json.dumps(state)
+    (checkpoint / "state.json").write_text(text)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["state.json"] = [len(text), hashlib.sha256(text.encode()).hexdigest()]
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 
 def curve(output_dir: Path) -> list[dict]:

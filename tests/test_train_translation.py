@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_folders import Killed, curve, final_weights, summary
+from run_folders import Killed, curve, edit_config, final_weights, summary
 from safetensors.torch import load_file
 
 import train_translation
 from data.phrasebook import phrasebook_splits
+from data.tokenization import TextTokenizer
 from training.cli import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -406,6 +407,49 @@ def test_a_further_test_set_is_scored_beside_the_other(train, tmp_path, files, c
     assert len(hypotheses) == 30 and not any("num" in line for line in hypotheses)
     shown = capsys.readouterr().out
     assert "test BLEU" in shown and "test_extra BLEU" in shown
+
+
+def test_the_length_penalty_is_chosen_on_the_validation_split(train, tmp_path, monkeypatch, capsys):
+    """By the best BLEU there, with beam search; and the test takes it."""
+    decoded = []
+
+    def decode(model, sentences, special, *, beam_size, length_penalty, **options):
+        decoded.append((len(sentences), beam_size, length_penalty))
+        return [[4 + int(length_penalty)] * 3 for _ in sentences]
+
+    def score(hypotheses, references, *others):
+        bleu = {repr([4 + power] * 3): value for power, value in ((0, 5.0), (1, 7.0), (2, 6.0))}[hypotheses[0]]
+        return {"bleu": bleu, "chrf": 1.0, "brevity_penalty": 0.9, "n_sentences": len(hypotheses),
+                "bleu_signature": "", "chrf_signature": ""}  # fmt: skip
+
+    monkeypatch.setattr(train_translation, "decode_in_batches", decode)
+    monkeypatch.setattr(train_translation, "score_translations", score)
+    monkeypatch.setattr(TextTokenizer, "decode", lambda self, batch, sources=None: list(map(repr, batch)))
+    flags = "--max_train_steps", 1, "--tune_length_penalty", 0, 1, 2, "--length_penalty", 2
+    assert train(tmp_path / "run", *flags) == 0
+    values = summary(tmp_path / "run")
+    n_test = values["test/n_sentences"]
+    assert decoded == [(10, 1, 2.0), (10, 2, 0.0), (10, 2, 1.0), (10, 2, 2.0), (n_test, 2, 1.0)]
+    assert values["length_penalty"] == 1.0 and values["valid_beam/bleu"] == values["test/bleu"] == 7.0
+    assert values["test/brevity_penalty"] == 0.9
+    assert "length penalty 2: validation BLEU 6.00" in capsys.readouterr().out
+
+
+def test_a_run_of_old_is_evaluated_by_its_own_rule_of_length(train, tmp_path, monkeypatch):
+    assert train(tmp_path / "run", "--max_train_steps", 1) == 0
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    edit_config(checkpoint, lambda saved: saved.pop("length_normalization"))
+    rules = []
+    decode = train_translation.decode_in_batches
+
+    def spy(*args, length_normalization, **options):
+        rules.append(length_normalization)
+        return decode(*args, length_normalization=length_normalization, **options)
+
+    monkeypatch.setattr(train_translation, "decode_in_batches", spy)
+    assert train(tmp_path / "run", "--eval_only") == 0
+    assert train(tmp_path / "other", "--max_train_steps", 1) == 0
+    assert rules == ["gnmt", "power", "power"]
 
 
 def test_patience_ends_a_run_that_gets_no_better(train, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 All that it needs is in the run's folder: the best checkpoint brings weights, config and tokenizers along.
 """
 
+import json
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -15,11 +16,11 @@ from tyro.conf import Positional
 from data.seeding import Stream, seeded_generator
 from data.tokenization import EOS_ID, TextTokenizer
 from models.decoding import decode_in_batches, sample
-from train_translation import SPECIAL, Config, build_model
+from train_translation import OLD_RULES, SPECIAL, Config, build_model
 from training.checkpoints import find_checkpoint, load_weights, read_state
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
-from training.ranges import BatchSize, BeamSize, Count, LengthPower, Seed, Temperature
+from training.ranges import BatchSize, BeamSize, Count, LengthPower, Seed, Temperature, TokenBudget
 
 
 class Translator:
@@ -31,7 +32,7 @@ class Translator:
     def __init__(self, run: str | Path, device: torch.device | None = None):
         checkpoint = find_checkpoint(str(run), Path(run), prefer_best=True)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        saved = read_state(checkpoint)["config"]
+        saved = OLD_RULES | read_state(checkpoint)["config"] | _as_tested(checkpoint)
         self.config = Config(**{f.name: saved[f.name] for f in fields(Config) if f.name in saved})
         self.source_tokenizer = TextTokenizer.load(checkpoint / "source_tokenizer.json")
         self.target_tokenizer = TextTokenizer.load(checkpoint / "target_tokenizer.json")
@@ -46,6 +47,7 @@ class Translator:
         beam_size: int | None = None,
         length_penalty: float | None = None,
         batch_size: int = 64,
+        max_tokens: int = 32768,
         temperature: float = 0.0,
         top_k: int = 0,
         seed: int = 0,
@@ -71,7 +73,9 @@ class Translator:
                 SPECIAL,
                 beam_size=self.config.beam_size if beam_size is None else beam_size,
                 length_penalty=self.config.length_penalty if length_penalty is None else length_penalty,
+                length_normalization=self.config.length_normalization,
                 batch_size=batch_size,
+                max_tokens=max_tokens,
                 device=self.device,
             )
         translations = [""] * len(sentences)
@@ -80,12 +84,24 @@ class Translator:
         return translations
 
 
+def _as_tested(checkpoint: Path) -> dict:
+    """What a finished run chose for its test, after it wrote the config into the checkpoint."""
+    try:
+        summary = json.loads((checkpoint.parents[1] / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # still running, or a checkpoint that was copied elsewhere
+        return {}
+    return {name: summary[name] for name in ("length_penalty",) if name in summary}
+
+
 def main(
     run: Positional[PathFlag],
     sentences: Positional[tuple[str, ...]] = (),
     beam_size: Annotated[BeamSize | None, tyro.conf.arg(help="beams; default: as the run was evaluated")] = None,
     length_penalty: Annotated[LengthPower | None, tyro.conf.arg(help="power of the length; likewise")] = None,
-    batch_size: Annotated[BatchSize, tyro.conf.arg(help="sentences translated at a time")] = 64,
+    batch_size: Annotated[BatchSize, tyro.conf.arg(help="most sentences translated at a time")] = 64,
+    max_tokens: Annotated[
+        TokenBudget, tyro.conf.arg(help="most tokens at a time: beams x (source + longest translation)")
+    ] = 32768,
     temperature: Annotated[Temperature, tyro.conf.arg(help="above 0: sample instead of searching")] = 0.0,
     top_k: Annotated[Count, tyro.conf.arg(help="when sampling, only from the k likeliest tokens; 0: all")] = 0,
     seed: Annotated[Seed, tyro.conf.arg(help="of the samples")] = 0,
@@ -99,7 +115,7 @@ def main(
     try:
         translator = Translator(run)
         options = {"beam_size": beam_size, "length_penalty": length_penalty, "batch_size": batch_size,
-                   "temperature": temperature, "top_k": top_k, "seed": seed}  # fmt: skip
+                   "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "seed": seed}  # fmt: skip
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # as stdin, whatever the locale
         if sentences:
             print("\n".join(translator(list(sentences), **options)))

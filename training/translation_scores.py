@@ -54,11 +54,14 @@ def score_translations(
     tokenizer: sacreBLEU's for BLEU.
     lowercase: the text is lower-cased, which the signatures are to say; the scores are the same without.
 
-    Returns "bleu" and "chrf" (both 0 to 100), "n_sentences", "bleu_signature" and "chrf_signature".
+    Returns "bleu" and "chrf" (both 0 to 100), "brevity_penalty" (1: long enough; what BLEU is multiplied by),
+    "n_sentences", "bleu_signature" and "chrf_signature".
     """
     bleu, chrf = sacrebleu.BLEU(tokenize=tokenizer, lowercase=lowercase), sacrebleu.CHRF(lowercase=lowercase)
+    corpus_bleu = bleu.corpus_score(hypotheses, [references])
     return {
-        "bleu": bleu.corpus_score(hypotheses, [references]).score,
+        "bleu": corpus_bleu.score,
+        "brevity_penalty": corpus_bleu.bp,
         "chrf": chrf.corpus_score(hypotheses, [references]).score,
         "n_sentences": len(hypotheses),
         "bleu_signature": str(bleu.get_signature()),
@@ -118,6 +121,7 @@ def report_translations(
     rest = metrics.get("bleu_without_near_duplicates")
     run.print(
         f"{name} BLEU {metrics['bleu']:.2f}  {metrics['bleu_signature']}\n"
+        f"{name} brevity penalty {metrics['brevity_penalty']:.3f}\n"
         f"{name} chrF {metrics['chrf']:.2f}  {metrics['chrf_signature']}\n"
         f"{metrics['n_sentences']:,} {name} sentences"
         + (", in lower case" if "|case:lc|" in metrics["bleu_signature"] else "")

@@ -149,3 +149,13 @@ def test_bucketed_padding_stays_under_8_percent_on_europarl(max_tokens):
     for n_parts in (1, 4):
         planner = BatchPlanner(*lengths, max_tokens, n_parts)
         assert planner.padding_share(planner.plan_epoch(0)) < 0.08
+
+
+def test_what_is_longer_than_the_budget_makes_an_update_by_itself_and_widens_no_other():
+    lengths = np.array([5, 3, 500, 4, 6, 2, 300, 7])
+    with pytest.raises(DataError, match="longest training sentence"):
+        BatchPlanner(lengths, lengths, 32, batching="sorted")
+    updates = BatchPlanner(lengths, lengths, 32, batching="sorted", allow_longer=True).plan_epoch(0)
+    assert sorted(i for update in updates for i in update.sentences) == list(range(8))
+    for update in updates:
+        assert len(update.sentences) == 1 or len(update.sentences) * update.shape.cost <= 32

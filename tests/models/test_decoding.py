@@ -3,7 +3,15 @@ import itertools
 import pytest
 import torch
 
-from models.decoding import SpecialTokens, beam_search, decode_in_batches, greedy_search, length_bounds, sample
+from models.decoding import (
+    SpecialTokens,
+    batches_within,
+    beam_search,
+    decode_in_batches,
+    greedy_search,
+    length_bounds,
+    sample,
+)
 from models.transformer import Transformer
 
 SPECIAL = SpecialTokens()
@@ -46,7 +54,40 @@ def test_batches_of_1_and_of_64_give_the_same(model, beam_size):
     one = decode_in_batches(model, sentences, SPECIAL, batch_size=1, **options)
     many = decode_in_batches(model, sentences, SPECIAL, batch_size=64, **options)
     assert one == many
+    assert one == decode_in_batches(model, sentences, SPECIAL, batch_size=64, max_tokens=500, **options)
     assert len({tuple(output) for output in many}) > 20  # the model does say different things
+
+
+def test_batches_hold_no_more_tokens_than_asked_for_or_one_sentence():
+    sizes = [5, 900, 30, 7, 31, 7, 1, 120]
+    batches = list(batches_within(sizes, max_sentences=3, max_tokens=100))
+    assert batches == [[1], [7], [4, 2, 3], [5, 0, 6]]
+    assert all(len(b) == 1 or (len(b) <= 3 and len(b) * max(sizes[i] for i in b) <= 100) for b in batches)
+    assert list(batches_within([], 3, 100)) == []
+
+
+@pytest.mark.parametrize("beam_size", [1, 5])
+def test_a_long_line_takes_its_own_share_of_memory_alone(beam_size):
+    """The most rows x positions that any batch gives the model, with a line of 900 tokens and without it."""
+
+    def largest_batch(sentences: list[list[int]]) -> int:
+        model = TableModel(6, 0)
+        seen = []
+        begin = model.begin_decoding
+
+        def begin_decoding(source, use_cache=True):
+            bound = int(length_bounds(source, SPECIAL.pad).max())
+            seen.append(beam_size * len(source) * (source.shape[1] + bound))
+            return begin(source, use_cache)
+
+        model.begin_decoding = begin_decoding
+        decode_in_batches(model, sentences, SPECIAL, beam_size=beam_size, length_penalty=1.0, batch_size=64,
+                          device=torch.device("cpu"), max_tokens=4000)  # fmt: skip
+        return max(seen)
+
+    short, long = [[4, 5, 3]] * 200, [4] * 200 + [3]
+    assert largest_batch(short) <= 4000
+    assert largest_batch([*short, long]) <= max(4000, beam_size * (len(long) + 2 * len(long) + 10))
 
 
 def test_no_output_holds_special_tokens_or_is_too_long(model):
@@ -82,6 +123,9 @@ class TableModel:
         def select(self, rows, same_sources=False):
             return TableModel.State([self.prefixes[i] for i in rows.tolist()])
 
+        def with_beams(self, k):
+            return TableModel.State([prefix for prefix in self.prefixes for _ in range(k)])
+
     def begin_decoding(self, source, use_cache=True):
         return self.State([()] * len(source))
 
@@ -90,9 +134,10 @@ class TableModel:
         return torch.stack([self.log_probs(p) for p in prefixes]), self.State(prefixes)
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+@pytest.mark.parametrize("rule", ["power", "gnmt"])
+@pytest.mark.parametrize("length_penalty", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_wide_beam_finds_the_best_of_all_translations(monkeypatch, seed, length_penalty):
+def test_a_wide_beam_finds_the_best_of_all_translations(monkeypatch, seed, length_penalty, rule):
     """Words 1 and 4 to 5 and EOS, at most 4 tokens: few enough to score every translation."""
     monkeypatch.setattr("models.decoding.length_bounds", lambda source, pad: torch.full((len(source),), 4))
     model = TableModel(6, seed)
@@ -103,10 +148,74 @@ def test_a_wide_beam_finds_the_best_of_all_translations(monkeypatch, seed, lengt
             for word in (*words, SPECIAL.end):
                 score += float(model.log_probs(prefix)[word])
                 prefix = (*prefix, word)
-            scored[words] = score / ((5 + n + 1) / 6) ** length_penalty
+            length = max(n, 1) if rule == "power" else (5 + n + 1) / 6
+            scored[words] = score / length**length_penalty
     beam_size = len(scored)  # as many hypotheses as there are translations: nothing is pruned
-    found = beam_search(model, torch.ones(1, 1).long(), SPECIAL, beam_size, length_penalty)
+    source = torch.ones(1, 1).long()
+    found = beam_search(model, source, SPECIAL, beam_size, length_penalty, length_normalization=rule)
     assert tuple(found[0]) == max(scored, key=scored.get)
+
+
+class Scripted(TableModel):
+    """Given probabilities of the next word after each prefix; "." ends a translation, and after "?" none does."""
+
+    WORDS = "_? .abc"  # by id
+
+    def __init__(self, table: dict[str, dict[str, float]]):
+        self.table = table
+
+    def log_probs(self, prefix):
+        probs = torch.zeros(len(self.WORDS))
+        for word, p in self.table.get("".join(self.WORDS[i] for i in prefix[1:]), {}).items():
+            probs[self.WORDS.index(word)] = p
+        probs[SPECIAL.unknown] = 1 - probs.sum()
+        return probs.log()
+
+    def translate(self, **options) -> str:
+        (output,) = beam_search(self, torch.ones(1, 2).long(), SPECIAL, 5, **options)
+        return "".join(self.WORDS[i] for i in output)
+
+
+def test_scores_by_hand():
+    """log 0.3 = -1.204 of one word, log 0.2 = -1.609 of two, log 0.1 = -2.303 of three.
+
+    By n ** 1 these score -1.204, -0.805 and -0.768; by ((6 + n) / 6) ** 1 -1.032, -1.207 and -1.535.
+    """
+    table = {"": {"a": 0.3, "b": 0.2, "c": 0.1}, "a": {".": 1.0}, "b": {"b": 1.0}, "bb": {".": 1.0},
+             "c": {"c": 1.0}, "cc": {"c": 1.0}, "ccc": {".": 1.0}}  # fmt: skip
+    model = Scripted(table)
+    assert model.translate(length_penalty=1.0) == "ccc"
+    assert model.translate(length_penalty=0.5) == "bb"  # -1.204, -1.138, -1.329
+    assert model.translate(length_penalty=0.0) == "a"
+    assert model.translate(length_penalty=1.0, length_normalization="gnmt") == "a"
+
+
+def test_an_empty_translation_is_scored_as_one_word():
+    """log 0.4 = -0.916 of nothing against log 0.15 = -1.897 of two words, -0.949 each."""
+    table = {"": {".": 0.4, "a": 0.15}, "a": {"a": 1.0}, "aa": {".": 1.0}}
+    assert Scripted(table).translate(length_penalty=1.0) == ""
+    assert Scripted({**table, "": {".": 0.38, "a": 0.15}}).translate(length_penalty=1.0) == "aa"
+
+
+@pytest.mark.parametrize("rule", ["power", "gnmt"])
+@pytest.mark.parametrize("seed", range(3))
+def test_sentences_that_end_at_different_steps_do_not_meddle(seed, rule):
+    source = torch.ones(5, 12, dtype=torch.long)
+    source[torch.arange(12) >= torch.tensor([12, 1, 7, 3, 9])[:, None]] = SPECIAL.pad
+    model = Prompted(7, seed)
+    together = beam_search(model, source, SPECIAL, 3, length_normalization=rule)
+    alone = [
+        beam_search(model, row[row != SPECIAL.pad][None], SPECIAL, 3, length_normalization=rule)[0]
+        for row in source
+    ]
+    assert together == alone and len({len(output) for output in alone}) > 2
+
+
+class Prompted(TableModel):
+    """A table model whose prefixes begin with the length of the source."""
+
+    def begin_decoding(self, source, use_cache=True):
+        return self.State([(-int(n),) for n in (source != SPECIAL.pad).sum(1)])
 
 
 def test_length_penalty_prefers_longer_translations():

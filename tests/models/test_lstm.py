@@ -181,10 +181,12 @@ def test_selected_rows_go_on_as_they_were(options):
     expected, _ = model.decode_step(target[:, 1], state)
     found, _ = model.decode_step(target[rows, 1], state.select(rows))
     torch.testing.assert_close(found, expected[rows], atol=1e-5, rtol=0)
-    beams = state.select(torch.tensor([0, 0, 1, 1]))
+    beams = state.select(torch.tensor([0, 1])).with_beams(2)
     swapped = beams.select(torch.tensor([1, 0, 3, 2]), same_sources=True)
     found, _ = model.decode_step(target[[0, 0, 1, 1], 1], swapped)
     torch.testing.assert_close(found, expected[[0, 0, 1, 1]], atol=1e-5, rtol=0)
+    found, _ = model.decode_step(target[[1, 1], 1], beams.select(torch.tensor([2, 3])))
+    torch.testing.assert_close(found, expected[[1, 1]], atol=1e-5, rtol=0)
 
 
 def test_input_feeding_gives_the_last_attentional_vector_to_the_next_input():

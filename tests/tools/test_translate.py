@@ -1,9 +1,12 @@
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.run_folders import edit_config
 from tools.translate import Translator
 from training.errors import UsageError
 
@@ -85,6 +88,20 @@ def test_masked_numbers_are_copied_from_the_sentence(tmp_path):
     for kind in ("src", "hyp"):
         lines = (run / "translations" / f"test.{kind}.txt").read_text().splitlines()
         assert translator(lines) == lines
+
+
+def test_it_decodes_as_the_run_was_tested(finished, tmp_path):
+    """By the penalty that the test chose; and a run of old, whose config lacks the field, by the old rule."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    config = Translator(run).config
+    assert (config.length_normalization, config.length_penalty) == ("power", 1.0)
+    (run / "summary.json").write_text(json.dumps({"length_penalty": 0.6}))
+    for checkpoint in (run / "checkpoints").iterdir():
+        edit_config(checkpoint, lambda saved: saved.pop("length_normalization"))
+    config = Translator(run).config
+    assert (config.length_normalization, config.length_penalty) == ("gnmt", 0.6)
+    (run / "summary.json").unlink()
+    assert Translator(run).config.length_penalty == 1.0
 
 
 def test_a_folder_without_checkpoint_is_refused(tmp_path):

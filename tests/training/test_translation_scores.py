@@ -57,7 +57,12 @@ def test_the_scores_are_those_of_sacrebleu():
     assert found["chrf"] == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
     assert found["n_sentences"] == 3 and "case:mixed" in found["bleu_signature"]
     assert score_translations(REFERENCES, REFERENCES)["bleu"] == pytest.approx(100)
-    assert set(numbers(found, "valid")) == {"valid/bleu", "valid/chrf", "valid/n_sentences"}
+    assert set(numbers(found, "valid")) == {
+        "valid/bleu",
+        "valid/brevity_penalty",
+        "valid/chrf",
+        "valid/n_sentences",
+    }
 
 
 class SilentRun:
