@@ -337,7 +337,7 @@ def main(config: Config) -> None:
     if config.find_lr:
         return find_lr(accelerator, model, optimizer, augmenter, train_labels, config)
 
-    run = Run(accelerator, "cifar", config, checkpoint, state, {"test/accuracy": "max", "test/loss": "min"})
+    run = Run(accelerator, "cifar", config, checkpoint, state)
     run.print(
         f"{n_train:,} training and {len(splits.test):,} test images of {n_classes} classes; "
         f"{sum(p.numel() for p in model.parameters()):,} parameters; "

@@ -282,13 +282,21 @@ def evaluate(
     return metrics, latents.cpu(), kl_units.mean(0).cpu()
 
 
-def find_lr(accelerator, model, optimizer, images: Tensor, labels: Tensor, plan, config: Config) -> None:
-    """Range test over the first updates; prints the suggestion and writes figures/lr_range_test.png."""
+def warmed_kl_weight(config: Config, step: int, total_steps: int) -> float:
+    """The weight of the KL in an update, of which `step` have gone before."""
+    return config.kl_weight * min(1.0, (step + 1) / max(config.kl_warmup * total_steps, 1))
+
+
+def find_lr(
+    accelerator, model, optimizer, images: Tensor, labels: Tensor, plan, config: Config, total_steps: int
+) -> None:
+    """Range test over the run's first updates; prints the suggestion and writes figures/lr_range_test.png."""
     updates = itertools.chain.from_iterable(plan(epoch) for epoch in itertools.count())
+    steps = itertools.count()
 
     def update_at(lr: float) -> Tensor:
         ids, generator = next(updates)
-        weight = config.kl_weight
+        weight = warmed_kl_weight(config, next(steps), total_steps)
         sums, _ = train_update(accelerator, model, optimizer, images, labels, ids, generator, config, lr, weight)
         return sum_over_processes(accelerator, sums)[0] / len(ids)
 
@@ -349,11 +357,11 @@ def main(config: Config) -> None:
         state = load_checkpoint(accelerator, model, checkpoint, ema)
         window.load(state["window"])
     if config.find_lr:
-        return find_lr(accelerator, model, optimizer, train_images, train_labels, plan, config)
+        return find_lr(accelerator, model, optimizer, train_images, train_labels, plan, config, total_steps)
     with accelerator.local_main_process_first():  # a judge that is missing is trained once
         judge = find_judge(config.judge, config.dataset, config.data_dir, splits, config.judge_epochs, device)
 
-    run = Run(accelerator, "cvae", config, checkpoint, state, {"test/elbo": "max", "test/bits_per_dim": "min"})
+    run = Run(accelerator, "cvae", config, checkpoint, state)
     run.print(
         f"{n_train:,} training and {len(splits.test):,} test images of {len(names)} classes; "
         f"{sum(p.numel() for p in model.parameters()):,} parameters; "
@@ -390,8 +398,8 @@ def main(config: Config) -> None:
             updates = plan(state["epoch"])
             for ids, generator in updates[state["updates_in_epoch"] :]:
                 lr = one_cycle(state["step"], total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start)
-                warm = min(1.0, (state["step"] + 1) / max(config.kl_warmup * total_steps, 1))
-                sums, gradient_norm = update(ids, generator, config, lr, warm * config.kl_weight)
+                kl_weight = warmed_kl_weight(config, state["step"], total_steps)
+                sums, gradient_norm = update(ids, generator, config, lr, kl_weight)
                 state["updates_in_epoch"] += 1
                 if accelerator.optimizer_step_was_skipped:  # an fp16 overflow: not an update
                     window.skip(sums, state["step"], last_checkpoint)

@@ -269,16 +269,22 @@ def evaluate(
     return metrics, predicted, dice_of_images(counts)
 
 
-def find_lr(accelerator, model, optimizer, augmenter: JointAugmenter, config: Config) -> None:
-    """Range test over the first updates; prints the suggestion and writes figures/lr_range_test.png."""
+def picture_size(config: Config, step: int, total_steps: int) -> int:
+    """The side in pixels of the pictures of an update, of which `step` have gone before."""
+    return config.image_size // (2 if step < config.half_size_share * total_steps else 1)
+
+
+def find_lr(accelerator, model, optimizer, augmenter: JointAugmenter, config: Config, total_steps: int) -> None:
+    """Range test over the run's first updates; prints the suggestion and writes figures/lr_range_test.png."""
     size = config.batch_size * accelerator.num_processes * config.gradient_accumulation_steps
     updates = itertools.chain.from_iterable(
         plan_epoch(augmenter.n_images, size, config.seed, epoch, accelerator.device) for epoch in itertools.count()
     )
+    steps = itertools.count()
 
     def update_at(lr: float) -> Tensor:
-        ids = next(updates)
-        sums, _ = train_update(accelerator, model, optimizer, augmenter, ids, config, lr, config.image_size)
+        ids, size = next(updates), picture_size(config, next(steps), total_steps)
+        sums, _ = train_update(accelerator, model, optimizer, augmenter, ids, config, lr, size)
         return sum_over_processes(accelerator, sums)[0] / len(ids)
 
     result = lr_range_test(update_at, accelerator=accelerator, model=model, optimizer=optimizer, max_lr=1.0)
@@ -354,10 +360,9 @@ def train(config: Config) -> None:
         state = load_checkpoint(accelerator, model, checkpoint, ema, config.optimizer)
         window.load(state["window"])
     if config.find_lr:
-        return find_lr(accelerator, model, optimizer, augmenter, config)
+        return find_lr(accelerator, model, optimizer, augmenter, config, total_steps)
 
-    best = {"test/dice": "max", "test/iou": "max", "test/loss": "min"}
-    run = Run(accelerator, "unet", config, checkpoint, state, best)
+    run = Run(accelerator, "unet", config, checkpoint, state)
     run.print(
         f"{n_train:,} training and {len(test_images):,} test pictures of {config.image_size}x{config.image_size}; "
         f"{sum(p.numel() for p in model.parameters()):,} parameters; "
@@ -407,7 +412,7 @@ def train(config: Config) -> None:
             updates = plan_epoch(n_train, update_size, config.seed, state["epoch"], device)
             for ids in updates[state["updates_in_epoch"] :]:
                 lr = one_cycle(state["step"], total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start)
-                size = config.image_size // (2 if state["step"] < config.half_size_share * total_steps else 1)
+                size = picture_size(config, state["step"], total_steps)
                 sums, gradient_norm = train_update(accelerator, model, optimizer, augmenter, ids, config, lr, size)
                 state["updates_in_epoch"] += 1
                 if accelerator.optimizer_step_was_skipped:  # an fp16 overflow: not an update

@@ -15,6 +15,7 @@ from data.augmentation import CHUNK
 from data.errors import DataError
 from data.seeding import Stream, seeded_rng
 
+TIE_BREAKER = 1e-4  # of the weights of pixels, which sum to one
 LUMA = (0.299, 0.587, 0.114)  # how much of grey is red, green and blue: ITU-R BT.601
 YIQ = np.array([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])  # from red, green, blue: luma and hue
 # A colour's I and Q turned by a quarter, as red, green, blue without luma; nothing of a grey.
@@ -62,9 +63,10 @@ class JointAugmentation:
 class JointAugmenter:
     """Draws an epoch's augmentation of all N images at once, then gives augmented, normalised batches with masks.
 
-    Image (bilinear) and mask (nearest neighbour) are read at the same places, so they keep showing the same and a
-    mask gets no value that it does not have. A pixel is read from the four nearest: zoomed far out, fine detail may
-    alias. The mean that contrast keeps is the one over all pixels and channels of the image.
+    Image (bilinear) and mask (nearest neighbour, or the value of most weight where only the size changes) are read
+    at the same places, so they keep showing the same and a mask gets no value that it does not have. A pixel is
+    read from the four nearest: zoomed far out, fine detail may alias. The mean that contrast keeps is the one over
+    all pixels and channels of the image.
     """
 
     def __init__(
@@ -165,10 +167,12 @@ class JointAugmenter:
             images = torch.where(flipped[:, None], images.flip(-1), images)
             masks = torch.where(flipped, masks.flip(-1), masks)
         x = images.float()
-        if a.scale or a.aspect or a.shift or a.rotation or size != x.shape[-1]:
+        if a.scale or a.aspect or a.shift or a.rotation:
             places = self._places(ids, size)
             x = _sample(x, places, "bilinear")
             masks = _sample(masks[:, None].float(), places, "nearest")[:, 0].to(torch.uint8)
+        elif size != x.shape[-1]:
+            x, masks = _sample(x, self._places(ids, size), "bilinear"), _resized_masks(masks, size)
         if a.brightness or a.contrast or a.saturation or a.hue:
             gain, turned_gain, grey_gain, offset = (
                 t[ids][:, None, None, None] for t in (self._gain, self._turned_gain, self._grey_gain, self._offset)
@@ -211,6 +215,29 @@ class JointAugmenter:
         """(..., N) -> (N, ...) float32."""
         choices = np.moveaxis(np.asarray(choices, np.float32), -1, 0)
         return torch.from_numpy(np.ascontiguousarray(choices)).to(self.device)
+
+
+def _resized_masks(masks: Tensor, size: int) -> Tensor:
+    """(B, S, S) uint8 -> (B, size, size): of the four values that a pixel is read from, the one of most weight.
+
+    The nearest alone would not do. At half the size each pixel lies between four, all of them equally near; to take
+    the same one everywhere moves the edges of a mask half a pixel away from the picture's. So a tie of weights
+    goes to the pixel before the place and to the one after it in turn, as on a chessboard.
+    """
+    side, device = masks.shape[-1], masks.device
+    positions = torch.arange(size, device=device)
+    places = (positions + 0.5) * (side / size) - 0.5
+    before = places.floor()
+    after_share = places - before
+    ends = [(before.long().clamp(min=0), 1 - after_share), (before.long().add(1).clamp(max=side - 1), after_share)]
+    corners = [(row, column) for row in ends for column in ends]
+    values = torch.stack([masks[:, rows[:, None], columns] for (rows, _), (columns, _) in corners])
+    weights = torch.stack([of_row[:, None] * of_column for (_, of_row), (_, of_column) in corners])
+    is_dark = (positions[:, None] + positions) % 2 == 0
+    weights[0] += TIE_BREAKER * is_dark
+    weights[3] += TIE_BREAKER * ~is_dark
+    weight_of_value = torch.where(values[:, None] == values, weights[:, None, None], 0).sum(0)  # (4, B, size, size)
+    return values.gather(0, weight_of_value.argmax(0, keepdim=True))[0]
 
 
 def _sample(x: Tensor, places: Tensor, mode: str) -> Tensor:

@@ -314,6 +314,17 @@ def test_find_lr_suggests_plots_and_starts_no_run(train, tmp_path, capsys):
     ]
 
 
+def test_the_range_test_begins_at_the_weight_of_the_kl_that_the_run_begins_at(train, tmp_path, monkeypatch):
+    weights = []
+    genuine = train_cvae.train_update
+    monkeypatch.setattr(train_cvae, "train_update", lambda *args: weights.append(args[-1]) or genuine(*args))
+    flags = ("--kl_warmup", "0.5", "--kl_weight", "2", "--evaluate_every", "0")
+    assert train(tmp_path / "run", *flags) == 0
+    of_run, weights[:] = [*weights], []
+    assert train(tmp_path / "run", *flags, "--find_lr") == 0
+    assert weights[:6] == of_run == pytest.approx([2 / 3, 4 / 3, 2, 2, 2, 2])
+
+
 @pytest.mark.slow
 def test_compile_changes_neither_weights_nor_random_numbers(train, tmp_path):
     flags = ("--max_train_steps", "3", "--log_every", "1")

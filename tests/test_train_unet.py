@@ -318,6 +318,17 @@ def test_find_lr_suggests_plots_and_starts_no_run(train, tmp_path, capsys):
     ]
 
 
+def test_the_range_test_begins_at_the_size_that_the_run_begins_at(train, tmp_path, monkeypatch):
+    sizes = []
+    genuine = train_unet.train_update
+    monkeypatch.setattr(train_unet, "train_update", lambda *args: sizes.append(args[-1]) or genuine(*args))
+    flags = ("--half_size_share", "0.5", "--max_train_steps", "4", "--evaluate_every", "0")
+    assert train(tmp_path / "run", *flags) == 0
+    of_run, sizes[:] = [*sizes], []
+    assert train(tmp_path / "run", *flags, "--find_lr") == 0
+    assert sizes[:4] == of_run == [16, 16, 32, 32]
+
+
 @pytest.mark.slow
 def test_compile_changes_neither_weights_nor_random_numbers(train, tmp_path):
     # muon would turn what rounding makes of tiny gradients into updates of full size

@@ -144,8 +144,9 @@ class Run:
     """One run's folder, its metrics and its tracker. Only the main process writes.
 
     `config` is the script's dataclass; it has `recipe`, `output_dir` and `tracker` ("wandb" or "none").
-    `checkpoint` and `resumed_state` are what the run goes on from, and its `state`. `best` says of each metric
-    whether its "max" or its "min" is its best value, for the tracker's summary.
+    `checkpoint` and `resumed_state` are what the run goes on from, and its `state`. `best` says of a metric of the
+    validation split whether its "max" or its "min" is its best value, for the tracker's summary, which keeps the
+    last value of all others. Raises ValueError for one of the test split: nothing is chosen by it.
     Below `output_dir`: config.json, metrics.jsonl, summary.json, checkpoints/, figures/. A folder that holds
     an earlier run is moved aside unless that run is being resumed. The folder is this run's until `finish`.
 
@@ -163,6 +164,9 @@ class Run:
     ):
         self.accelerator, self.config, self.script = accelerator, config, script
         self.best = best or {}
+        for name in self.best:
+            if name.startswith("test"):
+                raise ValueError(f"{name} has no best value: the test split is not what anything is chosen by")
         self.git_commit = git_commit()  # now: the working tree may have changed when the run ends
         self.output_dir = Path(config.output_dir)
         self.figures_dir = self.output_dir / "figures"

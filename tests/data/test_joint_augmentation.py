@@ -98,6 +98,47 @@ def test_image_and_mask_show_the_same_place(settings):
         assert (mask - place).abs().max() < 0.5 + 1e-4
 
 
+def blobs_of(n: int, size: int) -> Tensor:
+    """Masks (n, size, size) of 0 and 1 with edges of every direction, in odd and in even columns and rows."""
+    centre = torch.rand(n, 2, 1, 1, generator=torch.Generator().manual_seed(n)) * size
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    round_ones = (rows - centre[:, 0]) ** 2 + (columns - centre[:, 1]) ** 2 < (size / 3) ** 2
+    square_ones = ((rows - centre[:, 0]).abs() < size / 4) & ((columns - centre[:, 1]).abs() < size / 3)
+    return torch.where(torch.arange(n)[:, None, None] % 2 == 0, round_ones, square_ones).to(torch.uint8)
+
+
+@pytest.mark.parametrize("settings", [{}, {"flip": True}, GEOMETRY], ids=["untouched", "flipped", "moved"])
+@pytest.mark.parametrize(("side", "size"), [(32, 16), (64, 16), (33, 16), (32, 64)])
+def test_at_another_size_a_masks_edges_lie_where_the_pictures_are(side, size, settings):
+    masks = blobs_of(200, side)
+    augmenter = augmenter_of(200 * masks[:, None].expand(-1, 3, -1, -1), masks, **settings)
+    pictures, shown = augmenter.batch(torch.arange(200), size)
+    shares, shown = pixels_of(pictures)[:, 0] / 200, shown.double()  # how much of a pixel the blob covers
+    assert shares.shape == shown.shape == (200, size, size)
+    if "scale" not in settings:
+        assert torch.equal(shown[shares > 0.51], torch.ones_like(shown[shares > 0.51]))
+        assert torch.equal(shown[shares < 0.49], torch.zeros_like(shown[shares < 0.49]))
+    positions = torch.arange(size, dtype=torch.float64)
+    areas = shares.sum((1, 2)) - shown.sum((1, 2))
+    assert abs(areas.mean()) < 0.03 * shares.sum((1, 2)).mean()
+    for axis in (1, 2):  # centres of gravity, in pixels of the size shown
+        of_picture, of_mask = ((x.sum(axis) @ positions) / x.sum((1, 2)).clamp(min=1e-9) for x in (shares, shown))
+        assert abs((of_picture - of_mask)[shown.sum((1, 2)) > 9].mean()) < 0.05
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_at_half_the_size_a_straight_edge_between_two_pixels_goes_to_both_in_turn(axis):
+    masks = (torch.arange(16) < 7).to(torch.uint8).expand(3, 16, 16)
+    masks = masks.transpose(1, 2).contiguous() if axis == 1 else masks.contiguous()
+    shown = everything_at(augmenter_of(images_of(3, 16), masks), 8)[1].double()
+    assert shown.mean((0, 3 - axis)).tolist() == [1, 1, 1, 0.5, 0, 0, 0, 0]
+    assert set(everything_at(augmenter_of(images_of(3, 16), 255 * masks), 8)[1].flatten().tolist()) == {0, 255}
+
+
+def everything_at(augmenter: JointAugmenter, size: int) -> tuple[Tensor, Tensor]:
+    return augmenter.batch(torch.arange(augmenter.n_images), size)
+
+
 def test_masks_get_no_new_values():
     images, masks = images_of(60), masks_of(60)
     masks[:30] = torch.tensor([0, 255], dtype=torch.uint8)[torch.arange(12) % 2]

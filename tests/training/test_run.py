@@ -118,6 +118,35 @@ def test_a_failing_tracker_never_ends_the_run(fresh_accelerate, tmp_path, monkey
     following.finish({}, 1.0, torch.nn.Linear(2, 2))
 
 
+def test_the_trackers_summary_has_the_best_of_validation_and_of_the_test_what_summary_json_has(
+    fresh_accelerate, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = Config(str(tmp_path / "run"), tracker="wandb")
+    run = Run(open_accelerator(), "unet", config, best={"valid/bleu": "max", "valid/nll": "min"})
+    for step, value in ((1, 0.5), (2, 0.9), (3, 0.8)):
+        names = ("valid/bleu", "valid/nll", "test/dice", "test/loss")
+        run.log({name: value for name in names}, step, 0)
+    tracked = run._wandb.summary
+    assert tracked["test/dice"] == tracked["test/loss"] == 0.8  # also of a run that is killed now
+    assert tracked["valid/bleu"]["max"] == 0.9 and tracked["valid/nll"]["min"] == 0.5
+    at_the_end = {}
+    monkeypatch.setattr(run._wandb, "finish", lambda: at_the_end.update(dict(tracked)))
+    run.finish({"test/dice": 0.8, "test/dice_views": 0.85}, 1.0, torch.nn.Linear(2, 2))
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())
+    flat = {name: value for name, value in written.items() if not isinstance(value, dict)}
+    assert {name: at_the_end[name] for name in flat} == flat
+    monkeypatch.undo()
+    run._wandb.finish()
+
+
+@pytest.mark.parametrize("name", ["test/dice", "test_extra/bleu"])
+def test_there_is_no_best_value_by_the_test_split(fresh_accelerate, tmp_path, name):
+    with pytest.raises(ValueError, match="not what anything is chosen by"):
+        Run(open_accelerator(), "unet", Config(str(tmp_path / "run")), best={name: "max"})
+    assert not (tmp_path / "run").exists()
+
+
 def test_summary_is_flat_and_says_where_it_comes_from(fresh_accelerate, tmp_path):
     run = open_run(tmp_path / "run")
     run.finish({"test/bleu": 12.5}, 3.0, torch.nn.Linear(2, 3))
