@@ -246,6 +246,10 @@ class TranslationCorpus:
         self.kept = self._short_enough(whole)
         self.train = whole.select(self.kept)
         self.n_too_long = len(whole) - len(self.train)
+        if len(self.train) == 0:
+            raise DataError(
+                f"all {len(whole):,} training pairs have more than --max_len {max_len} tokens on a side: raise it"
+            )
         self.valid, self.test = tokens_of(splits.valid), tokens_of(splits.test)
         self.test_extra = None if splits.test_extra is None else tokens_of(splits.test_extra)
         self.splits, self.seed, self._dropout = splits, seed, None

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -450,6 +451,81 @@ def test_a_run_of_old_is_evaluated_by_its_own_rule_of_length(train, tmp_path, mo
     assert train(tmp_path / "run", "--eval_only") == 0
     assert train(tmp_path / "other", "--max_train_steps", 1) == 0
     assert rules == ["gnmt", "power", "power"]
+
+
+def by_the_command(folder: Path, name: str, *flags: str, metric: str = "bleu") -> float:
+    """What the `sacrebleu` command says of a run's translations."""
+    command = [sys.executable, "-m", "sacrebleu", str(folder / f"{name}.ref.txt"), "-i",
+               str(folder / f"{name}.hyp.txt"), "-m", metric, "-b", "-w", "10", *flags]  # fmt: skip
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_what_is_scored_is_what_lies_on_disk(train, tmp_path, files, capsys):
+    """Under lower case, masked numbers, and references in another Unicode form with line ends inside of them."""
+    source, target = (Path(files[i]).read_text(encoding="utf-8").splitlines() for i in (1, 2))
+    chosen = range(0, 60, 2)
+    references = [unicodedata.normalize("NFD", target[i]).replace(" ", "\u2028", 1) + "\x85" for i in chosen]
+    held_out = [write(tmp_path / "test.en", "".join(f"{source[i]}\n" for i in chosen).encode()),
+                write(tmp_path / "test.it", "".join(f"{line}\n" for line in references).encode())]  # fmt: skip
+    flags = ("--lowercase", "--mask_numbers", "--max_train_steps", "8", "--test_files", *held_out)
+    assert train(tmp_path / "run", *flags) == 0
+    values, folder = summary(tmp_path / "run"), tmp_path / "run" / "translations"
+    for metric in ("bleu", "chrf"):
+        assert by_the_command(folder, "test", metric=metric) == pytest.approx(values[f"test/{metric}"], abs=1e-9)
+        assert "|case:lc|" in values[f"test/{metric}_signature"]
+    written = (folder / "test.ref.txt").read_text(encoding="utf-8")
+    assert written.splitlines() == [target[i].lower() for i in chosen]
+    assert len((folder / "test.hyp.txt").read_text(encoding="utf-8").splitlines()) == 30
+    assert "30 test sentences, in lower case" in capsys.readouterr().out
+
+
+def test_chinese_is_scored_by_its_characters_and_keeps_its_pairs(train, tmp_path, capsys):
+    """English has four times the characters; and `--languages` is forgotten."""
+    numerals = "零一二三四五六七八九"
+    lines = []
+    for n in range(100, 400):
+        source = f"The committee takes note of report {n} on safe drinking water with appreciation."
+        target = f"委员会赞赏地注意到关于安全饮用水的第{''.join(numerals[int(digit)] for digit in str(n))}号报告。"
+        lines.append(json.dumps({"translation": {"en": source, "it": target}}))
+    path = write(tmp_path / "pairs.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    data = ["--train_files", path, "--valid_fraction", "0.05", "--test_fraction", "0.1"]
+    assert (
+        train(
+            tmp_path / "run",
+            "--epochs",
+            "8",
+            "--lr",
+            "1e-2",
+            "--ema_decay",
+            "0",
+            "--validate_every",
+            "99",
+            data=data,
+        )
+        == 0
+    )
+    values, shown = summary(tmp_path / "run"), capsys.readouterr().out
+    assert "kept 300" in shown and "a target usually has 0.3" in shown and "written like zh, not it" in shown
+    assert "|tok:zh|" in values["test/bleu_signature"] and values["test/near_duplicates"] == 1
+    found = by_the_command(tmp_path / "run" / "translations", "test", "-l", "en-zh")
+    assert found == pytest.approx(values["test/bleu"], abs=1e-9) and found > 5
+
+
+def test_the_samples_of_a_validation_belong_together(train, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        train_translation.Run, "log_samples", lambda run, *sides, **more: shown.append([*map(list, sides[:3])])
+    )
+    texts = []
+    load = train_translation.load_splits
+    monkeypatch.setattr(
+        train_translation, "load_splits", lambda *args, **more: texts.append(load(*args, **more)) or texts[-1]
+    )
+    assert train(tmp_path / "run", "--max_train_steps", "2", "--valid_sentences", "5") == 0
+    valid = list(texts[0].valid.pairs())
+    sources, hypotheses, references = shown[0]
+    assert len(sources) == len(hypotheses) == 5 < len(valid)
+    assert all(pair in valid for pair in zip(sources, references, strict=True)) and sources[-1] != valid[4][0]
 
 
 def test_patience_ends_a_run_that_gets_no_better(train, tmp_path, monkeypatch):

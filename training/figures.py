@@ -5,8 +5,10 @@ Matplotlib is imported where it is used, and through its object interface: no wi
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +35,28 @@ READABLE = {
     "valid": "validation:",
 }
 MAX_BARS = 80
+FALLBACK_FONTS = (  # for what DejaVu Sans has no letters: Chinese, Japanese, Korean, Thai, ..
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK KR",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Malgun Gothic",
+    "Noto Sans Thai",
+    "Noto Sans Devanagari",
+    "Noto Sans Bengali",
+    "Noto Sans Tamil",
+    "Noto Sans Khmer",
+    "Noto Sans Lao",
+    "Noto Sans Myanmar",
+    "Arial Unicode MS",
+    "Unifont",
+)
 
 
 def new_figure(*, width: float, height: float) -> Figure:
@@ -46,9 +70,38 @@ def new_figure(*, width: float, height: float) -> Figure:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write `figure` to `path`, whose folder is made where it is missing."""
+    """Write `figure` to `path`, whose folder is made where it is missing.
+
+    Labels in a script that matplotlib's own font lacks are drawn with an installed one of `FALLBACK_FONTS`; where
+    there is none, boxes stand for the letters and one warning says so.
+    """
+    from matplotlib.text import Text
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    if fallbacks := _installed_fallback_fonts():
+        for text in figure.findobj(Text):
+            text.set_fontfamily([*text.get_fontfamily(), *fallbacks])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(path, format="png")
+    missing = [warning for warning in caught if "missing from font" in str(warning.message)]
+    for warning in caught:
+        if warning not in missing:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if missing:  # one a letter
+        warnings.warn(
+            "no installed font has all letters of the figures' labels, boxes stand for them: "
+            "install one that has, such as Noto Sans CJK",
+            stacklevel=2,
+        )
+
+
+@functools.cache
+def _installed_fallback_fonts() -> tuple[str, ...]:
+    from matplotlib.font_manager import fontManager
+
+    installed = set(fontManager.get_font_names())
+    return tuple(name for name in FALLBACK_FONTS if name in installed)
 
 
 # --- training curves ---

@@ -119,6 +119,7 @@ def report_translations(
     run.log(numbers(metrics, name), step, epoch)
     run.log_samples(sources, hypotheses, references, step, n=5)
     rest = metrics.get("bleu_without_near_duplicates")
+    n_rest = round((1 - metrics["near_duplicates"]) * len(translations))
     run.print(
         f"{name} BLEU {metrics['bleu']:.2f}  {metrics['bleu_signature']}\n"
         f"{name} brevity penalty {metrics['brevity_penalty']:.3f}\n"
@@ -126,7 +127,7 @@ def report_translations(
         f"{metrics['n_sentences']:,} {name} sentences"
         + (", in lower case" if "|case:lc|" in metrics["bleu_signature"] else "")
         + f"; {metrics['near_duplicates']:.1%} are at most one word away from a training source: "
-        + ("none is left without these" if rest is None else f"BLEU {rest:.2f} without these")
+        + ("none is left" if rest is None else f"BLEU {rest:.2f} on the other {n_rest:,}")
     )
     if run.accelerator.is_main_process:
         folder = run.output_dir / "translations"

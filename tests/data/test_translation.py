@@ -213,6 +213,12 @@ def test_long_sentences_leave_training_but_never_the_test():
     assert corpus.test.source.lengths[0] >= 40
 
 
+def test_a_maximum_length_that_leaves_nothing_is_named():
+    text = some_text()
+    with pytest.raises(DataError, match="all 400 training pairs have more than --max_len 2 tokens"):
+        TranslationCorpus(CorpusSplits(text, text, text), **SETTINGS | {"max_len": 2})
+
+
 def test_bpe_dropout_draws_by_seed_and_epoch():
     text = some_text()
     splits = CorpusSplits(text, text, text)

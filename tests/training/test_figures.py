@@ -204,3 +204,29 @@ def test_attention_shows_each_head_and_the_mean_of_several(tmp_path, drawn, n_he
 def test_attention_of_another_shape_is_refused(tmp_path):
     with pytest.raises(ValueError, match="3 target tokens and 2 source tokens"):
         plot_attention(np.ones((4, 2, 3)), ["a", "b"], ["c", "d", "e"], tmp_path / "attention.png")
+
+
+# --- labels in other scripts
+
+
+def test_letters_that_no_font_has_are_one_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "_installed_fallback_fonts", lambda: ())
+    weights = np.full((2, 2, 3), 1 / 3)
+    with pytest.warns(UserWarning) as caught:
+        plot_attention(weights, ["他", "买了", "。"], ["一本", "书"], tmp_path / "attention.png")
+    assert len(caught) == 1 and "no installed font" in str(caught[0].message)
+    assert_is_png(tmp_path / "attention.png")
+
+
+def test_an_installed_font_stands_in_for_what_is_missing(tmp_path, monkeypatch, drawn):
+    monkeypatch.setattr(figures, "_installed_fallback_fonts", lambda: ("STIXGeneral",))
+    plot_attention(np.full((1, 1, 1), 1.0), ["a"], ["b"], tmp_path / "attention.png")
+    labels = drawn["attention.png"].axes[0].get_xticklabels()
+    assert all(label.get_fontfamily()[-1] == "STIXGeneral" for label in labels)
+
+
+def test_only_fonts_that_are_there_are_asked_for(monkeypatch):
+    monkeypatch.setattr(figures, "FALLBACK_FONTS", ("No Such Font", "DejaVu Serif"))
+    figures._installed_fallback_fonts.cache_clear()
+    assert figures._installed_fallback_fonts() == ("DejaVu Serif",)
+    figures._installed_fallback_fonts.cache_clear()

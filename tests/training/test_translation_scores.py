@@ -94,7 +94,7 @@ def test_a_report_is_logged_printed_written_and_returned(tmp_path, main):
     assert run.logged == [(numbers(metrics, "test_extra"), 7, 2)]
     shown = run.printed[-1]
     assert f"test_extra BLEU {metrics['bleu']:.2f}" in shown and "3 test_extra sentences" in shown
-    assert "33.3%" in shown and "BLEU 12.35 without these" in shown and "lower case" not in shown
+    assert "33.3%" in shown and "BLEU 12.35 on the other 2" in shown and "lower case" not in shown
     assert "Katze -> The cat" in run.printed[0]
     written = {p.name: p.read_text(encoding="utf-8").splitlines() for p in tmp_path.rglob("*.txt")}
     expected = {"test_extra.src.txt": sources, "test_extra.hyp.txt": HYPOTHESES, "test_extra.ref.txt": REFERENCES}
