@@ -23,7 +23,7 @@ def fresh_accelerate():
     """Runs in one test process would share Accelerate's singletons; and a run takes the signals over."""
     from accelerate.state import AcceleratorState, GradientState
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
 
     def reset():
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,5 +1,6 @@
 """The command line of a script (a recipe's name, then any field of its Config) and how programs end."""
 
+import atexit
 import contextlib
 import functools
 import io
@@ -16,6 +17,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from training.errors import TrainingDiverged, UsageError
 from training.ranges import check_config, check_ranges
 from training.run_folder import DISK_ERRORS, cannot_write, owned_folder, release_folders
+from training.signals import stop_signals
 from training.terminal import make_printing_safe
 
 C = TypeVar("C")
@@ -67,25 +69,54 @@ def run_script(
     130 and 143 after SIGINT and SIGTERM.
     """
     make_printing_safe()
+    with stop_signals.watched():
+        try:
+            code = _run(lambda: main(parse_config(recipes, description)), user_errors)
+        except Exception:
+            if not _is_one_of_several():
+                raise
+            sys.excepthook(*sys.exc_info())
+            code = 1
+    if _is_one_of_several():
+        _end_at_once(code)
+    if code:
+        sys.exit(code)
+
+
+def _run(main: Callable[[], None], user_errors: tuple[type[Exception], ...]) -> int:
     try:
-        config = parse_config(recipes, description)
-        # Before the loop takes the signal over there is nothing to save: end at once, with the right code.
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        main(config)
+        main()
     except (UsageError, TrainingDiverged, *user_errors) as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1 if isinstance(error, TrainingDiverged) else 2)
+        return 1 if isinstance(error, TrainingDiverged) else 2
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         where = error.filename or owned_folder() or "what a run writes"
         print(f"error: {cannot_write(where, error, training=True)}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 128 + signal.SIGINT
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise
+        return end.code or 0
     finally:
         release_folders()
+    return 0
+
+
+def _is_one_of_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _end_at_once(code: int) -> None:
+    """End this process without Python's shutdown, where the process group's threads may hang or crash it."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def run_tool(main: Callable[[], None], stdout_is_the_result: bool = False) -> None:

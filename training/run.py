@@ -34,8 +34,10 @@ from training.run_folder import (
     write_whole,
     writing,
 )
+from training.signals import stop_signals
 
 PROJECT = "onecycle"  # the one W&B project of all scripts; groups and job types tell the runs apart
+_KEPT_GROUPS: list[torch.distributed.ProcessGroup] = []  # see close_accelerator
 
 
 def open_accelerator(gradient_accumulation_steps: int = 1) -> Accelerator:
@@ -80,12 +82,16 @@ def own_folder(accelerator: Accelerator, output_dir: str | Path) -> None:
 
 
 def close_accelerator(accelerator: Accelerator) -> None:
-    """End tracking and the process group; every process must come here.
+    """End tracking and the process group, once all processes are here; every one must come.
 
-    They wait for each other first. A process that destroys its group while gloo's thread still lets go of a
-    tensor of the last collective may hang: each waits for what the other holds, the thread or Python's lock.
+    The group's object is kept for the rest of the process. Its last owner may be a DDP model: when that is let go
+    of, the destructor, with Python's lock held, waits for gloo's threads to end, and one of these may wait for
+    Python's lock to let go of a tensor of the last collective. So the object must outlive Python, which
+    `training.cli.run_script` sees to by ending a process of several without Python's shutdown.
     """
     accelerator.wait_for_everyone()
+    if torch.distributed.is_initialized():
+        _KEPT_GROUPS.append(torch.distributed.group.WORLD)
     accelerator.end_training()
 
 
@@ -150,7 +156,7 @@ class Run:
     Below `output_dir`: config.json, metrics.jsonl, summary.json, checkpoints/, figures/. A folder that holds
     an earlier run is moved aside unless that run is being resumed. The folder is this run's until `finish`.
 
-    SIGTERM and SIGINT only set a flag from here on, which the loop asks for by `stop_requested`.
+    SIGTERM and SIGINT are only noted from here on; the loop asks for them by `stop_requested`.
     """
 
     def __init__(
@@ -173,7 +179,6 @@ class Run:
         self.metrics_path = self.output_dir / "metrics.jsonl"
         self._started = time.monotonic()
         self._seconds_before = (resumed_state or {}).get("total_seconds", 0.0)
-        self._stop_signal: int | None = None
         self._wandb = None
         self.tracker_id: str | None = (resumed_state or {}).get("tracker_id")
         on_main_process(accelerator, lambda: self._open_folder(checkpoint, resumed_state))
@@ -182,8 +187,7 @@ class Run:
         accelerator.wait_for_everyone()
         if not (self.output_dir / "config.json").exists():  # seen from another machine
             raise UsageError(f"{self.output_dir} is not shared by the machines: name a shared --output_dir")
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note_signal)
+        stop_signals.defer()
 
     def _open_folder(self, checkpoint: Path | None, resumed_state: dict | None) -> None:
         claim_folder(self.output_dir)
@@ -240,11 +244,6 @@ class Run:
 
     # -- signals ------------------------------------------------------------------------------------------
 
-    def _note_signal(self, number: int, frame) -> None:
-        if self._stop_signal is not None:  # asked twice: do not wait for the checkpoint
-            sys.exit(128 + number)
-        self._stop_signal = number
-
     def stop_requested(self, agree: bool) -> bool:
         """Whether a signal asks the loop to save and end.
 
@@ -253,18 +252,19 @@ class Run:
         and on GPUs where the loop passes `agree=True` because it waits for the device there anyway.
         """
         if self.accelerator.num_processes == 1:
-            return self._stop_signal is not None
+            return stop_signals.number is not None
         if not agree and self.accelerator.device.type != "cpu":
             return False
-        seen = torch.tensor(float(self._stop_signal or 0), device=self.accelerator.device)
+        seen = torch.tensor(float(stop_signals.number or 0), device=self.accelerator.device)
         highest = int(self.accelerator.gather(seen.reshape(1)).max())
         if highest:  # never the other way round: a signal may have come since `seen` was filled
-            self._stop_signal = highest
+            stop_signals.number = highest
         return highest > 0
 
     def exit_after_signal(self, checkpoint: Path) -> None:
         """Close the tracker and exit with 130 or 143; the checkpoint is written by now."""
-        number = self._stop_signal
+        number = stop_signals.number
+        stop_signals.end_within(60)
         if self.accelerator.is_main_process:
             name = signal.Signals(number).name
             print(f"{name}: saved {checkpoint}; go on with --resume latest", file=sys.stderr, flush=True)
@@ -274,10 +274,7 @@ class Run:
 
     def release_signals(self) -> None:
         """After the loop everything is saved: from here on a signal ends the run at once."""
-        if self._stop_signal is not None:
-            sys.exit(128 + self._stop_signal)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+        stop_signals.release()
 
     # -- metrics and tracking -----------------------------------------------------------------------------
 

@@ -89,7 +89,8 @@ def test_a_signal_asks_the_loop_to_stop_and_gives_the_exit_code(fresh_accelerate
         assert end.value.code == code
 
 
-def test_a_second_signal_does_not_wait(fresh_accelerate, tmp_path):
+def test_a_second_signal_does_not_wait(fresh_accelerate, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.signals.SAME", 0.0)
     open_run(tmp_path / "run")
     signal.raise_signal(signal.SIGTERM)
     with pytest.raises(SystemExit):
