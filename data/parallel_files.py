@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 Languages = tuple[str, str]  # names of source and target, such as ("en", "it")
 Pair = tuple[str, str]
 
-_SIDES = (("source", "target"), ("src", "tgt"), ("src", "trg"))  # columns named by side instead of by language
+_SIDES = (  # columns named by side instead of by language
+    ("source", "target"),
+    ("src", "tgt"),
+    ("src", "trg"),
+    ("source", "translation"),
+    ("text", "translation"),
+)
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 _CSV_DELIMITERS = (",", ";", "\t")
 
@@ -158,13 +164,11 @@ def _text_columns(rows: list[list[str]], path: Path) -> tuple[int, int]:
 def _find_columns(names: Iterable[str], languages: Languages | None) -> tuple[str, ...] | None:
     """The names of the columns of source and target, or ("translation",), or None where there are neither."""
     by_folded_name = {name.strip().casefold(): name for name in names}
-    if "translation" in by_folded_name:
-        return (by_folded_name["translation"],)
     for wanted in (*([languages] if languages else []), *_SIDES):
         found = tuple(by_folded_name.get(name.casefold()) for name in wanted)
         if None not in found and found[0] != found[1]:
             return found
-    return None
+    return (by_folded_name["translation"],) if "translation" in by_folded_name else None
 
 
 def _no_columns(names: Iterable[str], languages: Languages | None, where: str) -> DataError:
@@ -172,7 +176,7 @@ def _no_columns(names: Iterable[str], languages: Languages | None, where: str) -
     found = ", ".join(name.strip() for name in names)[:100] or "none"
     return DataError(
         f"{where}: no columns {', nor '.join([*wanted, chr(34) + 'translation' + chr(34)])} (found: {found}): "
-        "name the languages as the columns are, by --languages"
+        "name the columns by --languages"
     )
 
 
@@ -225,7 +229,8 @@ def _read_csv(path: Path, languages: Languages | None) -> list[Pair]:
             break
     else:
         names = next(csv.reader([text.split("\n", 1)[0].rstrip("\r")]), [])
-        raise _no_columns(names, languages, f"{path}:1")
+        error = _no_columns(names, languages, f"{path}:1")
+        raise DataError(f"{error}, or put a first line of names, source,target, before the pairs")
     pairs = []
     line = rows.line_num + 1
     try:

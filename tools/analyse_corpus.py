@@ -28,7 +28,7 @@ from data.corpus_statistics import (
     words_by_occurrences,
 )
 from data.errors import DataError
-from data.translation import load_splits
+from data.translation import CorpusSplits, load_splits
 from training.cli import PathFlag, parse_flags, run_tool
 from training.corpus_figures import plot_length_losses, plot_lengths, plot_occurrences, plot_unknown, plot_zipf
 from training.errors import UsageError
@@ -207,12 +207,13 @@ def recommendation(analysis: CorpusAnalysis, languages: Languages) -> list[str]:
 
 
 def report_text(
-    name: str, counts: dict[str, int], sections: list[Table], analysis: CorpusAnalysis, languages: Languages
+    name: str, splits: CorpusSplits, sections: list[Table], analysis: CorpusAnalysis, languages: Languages
 ) -> str:
     """The whole report as text."""
-    said = ", ".join(f"{key} {count:,}" for key, count in counts.items()) or "embedded, neither cleaned nor split"
+    counts = ", ".join(f"{key} {count:,}" for key, count in splits.counts.items())
+    loaded = f"Loaded: {counts or 'embedded, neither cleaned nor split'}"
     blocks = [
-        [f"Corpus {name}, {' to '.join(languages)}, in tokens of the word tokenizer", f"Loaded: {said}"],
+        [f"Corpus {name}, {' to '.join(languages)}, in tokens of the word tokenizer", loaded, *splits.notes],
         *(section.lines() for section in sections),
         example_lines(analysis),
         recommendation(analysis, languages),
@@ -320,7 +321,7 @@ def report(config: Config) -> None:
     )  # fmt: skip
     analysis = analyse(splits, config.lowercase)
     sections = tables(analysis, languages)
-    text = report_text(name, splits.counts, sections, analysis, languages)
+    text = report_text(name, splits, sections, analysis, languages)
     numbers = report_numbers(config, splits.counts, sections, analysis, languages)
 
     output_dir = Path(config.output_dir or f"runs/corpus/{name}")

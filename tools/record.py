@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "results", ROOT / "README.md"
 SHOWN = {  # in README's table: name, factor, unit, digits
     "test/bleu": ("BLEU", 1, "", 1),
+    "test/bleu_without_near_duplicates": ("BLEU without near-duplicates", 1, "", 1),
     "test/chrf": ("chrF", 1, "", 1),
     "test_extra/bleu": ("BLEU on the second test set", 1, "", 1),
     "test/accuracy": ("accuracy", 100, " %", 2),

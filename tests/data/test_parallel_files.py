@@ -70,7 +70,10 @@ def test_byte_order_mark_and_missing_last_newline(tmp_path):
         ({"a.docx": b"a\tb\n"}, ["a.docx", ".tsv"]),
         ({"a.tsv": b"a\n"}, ["a.tsv:1", "1 columns"]),
         ({"a.tsv": b"a\tb\tc\td\n"}, ["a.tsv:1", "4 columns of text"]),
-        ({"a.csv": b"one,uno\ntwo,due\n"}, ["a.csv:1", '"en" with "it"', "one, uno", "--languages"]),
+        (
+            {"a.csv": b"one,uno\ntwo,due\n"},
+            ["a.csv:1", '"en" with "it"', "one, uno", "source,target"],
+        ),
         ({"a.csv": b"en,it\none,uno\ntwo, three,due\n"}, ["a.csv:3", "3 fields", "quotes"]),
         ({"a.csv": b'en,it\none,uno\n"two\n,due\n'}, ["a.csv:3", "quote left open"]),
         ({"a.csv": b"en,it\n"}, ["a.csv", "no rows"]),
@@ -124,6 +127,7 @@ OBJECTS = [{"id": i, "en": source, "it": target} for i, (source, target) in enum
 HUB = [{"id": i, "translation": {"en": source, "it": target}} for i, (source, target) in enumerate(ROWS)]
 CONTENTS = {
     "named.csv": "id,IT,en\n" + "".join(f"{i},{quoted(t)},{quoted(s)}\n" for i, (s, t) in enumerate(ROWS)),
+    "text.csv": "text,translation\n" + "".join(f"{quoted(s)},{quoted(t)}\n" for s, t in ROWS),
     "sides.csv": "source;target\n" + "".join(f"{quoted(s)};{quoted(t)}\n" for s, t in ROWS),
     "hub.csv": "id,translation\n" + "".join(f"{o['id']},{quoted(str(o['translation']))}\n" for o in HUB),
     "hub_json.csv": "translation\n" + "".join(quoted(json.dumps(o["translation"])) + "\n" for o in HUB),
