@@ -18,6 +18,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,7 @@ from data.drawn_digits import drawn_digits
 from data.drawn_shapes import drawn_shapes
 from data.epoch_order import plan_epoch
 from data.errors import DataError
-from data.labelled_images import ImageSplits, load_image_splits
+from data.labelled_images import ImageSplits, load_image_splits, require_trainable
 from data.seeding import Stream, seed_global_generators
 from models.batch_norm import synchronize_batch_norm
 from models.resnet import ResNet9
@@ -48,6 +49,7 @@ from training.errors import UsageError
 from training.figures import plot_curves
 from training.lr_finder import lr_range_test, preserved_state, report_lr_range_test
 from training.metrics import MetricWindow
+from training.model_size import build_within_memory
 from training.model_summary import write_model_summary
 from training.muon import Muon
 from training.profiling import profiler
@@ -166,6 +168,13 @@ def load_splits(config: Config) -> ImageSplits:
         train_images, test_images = (images.expand(-1, 3, -1, -1) for images in (train_images, test_images))
         return ImageSplits.of(train_images, train_labels, test_images, test_labels, names)
     return load_image_splits(config.dataset, config.data_dir or None, image_size=config.image_size)
+
+
+def check_side(model: str, side: int) -> None:
+    """Raise UsageError for images (side in pixels) of which the net's poolings would leave too little."""
+    smallest = {"resnet": 16, "speednet": 17, "ultimus": 8}[model]  # two positions are left: batch norm wants them
+    if side < smallest:
+        raise UsageError(f"--model {model} needs images of {smallest} pixels a side or more: these have {side}")
 
 
 def build_model(config: Config, n_classes: int) -> nn.Module:
@@ -291,10 +300,7 @@ def main(config: Config) -> None:
         splits = load_splits(config)
     n_classes, n_train = len(splits.class_names), len(splits.train)
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
-    if min(n_train, len(splits.test)) < n_parts:
-        raise DataError(
-            f"{n_train} training and {len(splits.test)} test images are too few for {n_parts} micro-batches"
-        )
+    require_trainable(splits, n_parts)
     train_images, train_labels = splits.train.images.to(device), splits.train.labels.to(device)
     test_images, test_labels = splits.test.images.to(device), splits.test.labels.to(device)
     statistics = channel_statistics(splits.train.images)
@@ -303,7 +309,9 @@ def main(config: Config) -> None:
         config.crop_padding, config.padding_mode, config.flip, config.cutout, config.brightness, config.contrast
     )
     augmenter = Augmenter(train_images, augmentation, mean, std, config.seed)
-    model = build_model(config, n_classes).to(device, memory_format=torch.channels_last)
+    check_side(config.model, train_images.shape[-1])
+    model = build_within_memory(partial(build_model, config, n_classes), device)
+    model = model.to(device, memory_format=torch.channels_last)
     if config.model != "resnet":
         model.init_whitening(normalise(train_images[:5000], mean, std))
     update_size = config.batch_size * n_parts

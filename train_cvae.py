@@ -32,7 +32,7 @@ from tyro.conf import Suppress
 from data.drawn_digits import drawn_digits
 from data.epoch_order import plan_seeded_epoch
 from data.errors import DataError
-from data.labelled_images import ImageSplits, load_image_splits
+from data.labelled_images import ImageSplits, load_image_splits, require_trainable
 from data.seeding import Stream, seed_global_generators, seeded_generator
 from models.cvae import CVAE, drop_labels
 from models.cvae_objective import Objective
@@ -50,6 +50,7 @@ from training.figures import plot_curves
 from training.label_probe import active_units, probe_accuracy
 from training.lr_finder import lr_range_test, preserved_state, report_lr_range_test
 from training.metrics import MetricWindow
+from training.model_size import build_within_memory
 from training.profiling import profiler
 from training.ranges import (
     BatchSize,
@@ -317,12 +318,10 @@ def main(config: Config) -> None:
         splits = load_splits(config)
     names, n_train = splits.class_names, len(splits.train)
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
-    if min(n_train, len(splits.test)) < n_parts:
-        raise DataError(
-            f"{n_train} training and {len(splits.test)} test images are too few for {n_parts} micro-batches"
-        )
+    require_trainable(splits, n_parts)
     train_images, train_labels = splits.train.images.to(device), splits.train.labels.to(device)
-    model = build_model(config, len(names)).to(device, memory_format=torch.channels_last)
+    model = build_within_memory(partial(build_model, config, len(names)), device)
+    model = model.to(device, memory_format=torch.channels_last)
     if config.likelihood == "bernoulli" and config.binarisation == "static":
         generator = seeded_generator(device, Stream.TRAINING_PIXELS, config.seed)
         train_images = 255 * model.likelihood.targets(train_images, generator).byte()

@@ -15,6 +15,7 @@ leaves its translations beside the references, so that the `sacrebleu` command g
 import itertools
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +49,7 @@ from training.ema import EMA
 from training.errors import UsageError
 from training.lr_finder import lr_range_test, report_lr_range_test
 from training.metrics import MetricWindow
+from training.model_size import build_within_memory
 from training.muon import MuonAdamW, muon_groups
 from training.profiling import profiler
 from training.ranges import (
@@ -372,8 +374,18 @@ def main(config: Config) -> None:
             lowercase=config.lowercase, mask_numbers=config.mask_numbers, max_len=config.max_len,
             joint=config.tied_embeddings == "three-way", bpe_dropout=config.bpe_dropout, seed=config.seed,
         )  # fmt: skip
-    model = build_model(config, corpus.source_tokenizer.vocab_size, corpus.target_tokenizer.vocab_size)
+    vocab_sizes = corpus.source_tokenizer.vocab_size, corpus.target_tokenizer.vocab_size
+    if config.beam_size > vocab_sizes[1]:
+        raise UsageError(f"--beam_size {config.beam_size} is more than the {vocab_sizes[1]} tokens of the target")
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    n_shards = accelerator.num_processes if sharded else 1
+    model = build_within_memory(partial(build_model, config, *vocab_sizes), accelerator.device, n_shards)
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
+    if len(corpus.train) < n_parts:
+        raise DataError(
+            f"{len(corpus.train)} training pairs are too few for {n_parts} micro-batches an update: lower "
+            "--gradient_accumulation_steps or launch fewer processes"
+        )
 
     def plan(pairs: TokenizedPairs) -> BatchPlanner:
         return BatchPlanner(
@@ -394,7 +406,6 @@ def main(config: Config) -> None:
             config = replace(config, length_normalization=OLD_RULES["length_normalization"])
     ema = EMA(model.to(accelerator.device), config.ema_decay) if config.ema_decay > 0 else None
     optimizer = build_optimizer(model, config, accelerator.mixed_precision)
-    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if sharded and (ema is None or config.optimizer == "muon"):
         raise UsageError(
             "a sharded model is decoded by its average, --ema_decay, and trained with --optimizer adamw"

@@ -22,6 +22,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +53,7 @@ from training.errors import UsageError
 from training.figures import plot_curves
 from training.lr_finder import lr_range_test, preserved_state, report_lr_range_test
 from training.metrics import MetricWindow
+from training.model_size import build_within_memory
 from training.model_summary import write_model_summary
 from training.muon import Muon
 from training.profiling import profiler
@@ -62,8 +64,8 @@ from training.ranges import (
     Epochs,
     GradientNorm,
     HalfShare,
+    Halvings,
     ImageSide,
-    Layers,
     LearningRate,
     MaskValue,
     Parts,
@@ -110,7 +112,7 @@ class Config:
     upsampling: Literal["transposed", "bilinear"] = "transposed"  # transposed convolution, or bilinear and 3x3
     width: Width = 32  # channels of the first level; they double at each further one
     max_width: Count = 0  # most channels of a level; 0: no limit
-    depth: Layers = 4  # times that the resolution is halved
+    depth: Halvings = 4  # times that the resolution is halved
     norm: Literal["batch", "group", "instance", "none"] = "batch"  # normalisation after each convolution
     dropout: ShareBelowOne = 0.0  # share of the channels zeroed at the lowest resolution
     # --- optimization
@@ -328,7 +330,8 @@ def train(config: Config) -> None:
         config.contrast, config.saturation, config.hue, config.background_mix, config.cutmix,
     )  # fmt: skip
     augmenter = JointAugmenter(train_images, train_masks.to(device), augmentation, mean, std, config.seed)
-    model = build_model(config, len(class_names)).to(device, memory_format=torch.channels_last)
+    model = build_within_memory(partial(build_model, config, len(class_names)), device)
+    model = model.to(device, memory_format=torch.channels_last)
     update_size = config.batch_size * n_parts
     updates_per_epoch = math.ceil(n_train / update_size)
     total_steps = config.max_train_steps or config.epochs * updates_per_epoch

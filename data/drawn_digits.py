@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.memory import require_memory
+
 STEP = 0.25  # the longest piece of a path; a digit is 2 high
 SLANT = (-0.15, 0.4)  # shift to the right for each unit upwards: most hands lean that way
 HALF_HEIGHT = (0.26, 0.34)  # of the picture's side
@@ -29,6 +31,8 @@ def drawn_digits(
     Classes are as equally frequent as the counts allow. Train and test come from different random streams of
     `seed`: neither changes with the size of the other.
     """
+    n, pixels = n_train + n_test, f"digits of {image_size}x{image_size} pixels"
+    require_memory(8 * n * image_size**2, f"{n:,} {pixels}, while they are drawn,", "lower --image_size")
     train = _draw(n_train, image_size, np.random.default_rng([seed, 0]))
     test = _draw(n_test, image_size, np.random.default_rng([seed, 1]))
     return *train, *test, tuple(str(digit) for digit in range(len(DIGITS)))

@@ -19,6 +19,7 @@ from data.hub import load_from_hub
 from data.idx import read_mnist
 from data.image_parquet import read_parquet, rows_of_tables
 from data.image_rows import HELD_OUT, MAX_CLASSES, ImageRows, RowSplits, reason
+from data.memory import require_memory
 
 _MODES = {1: "L", 3: "RGB"}  # Pillow's names, by the number of channels
 _CACHE_FORMAT = 1  # to be raised when decode_image gives other pixels than before
@@ -99,6 +100,29 @@ def load_image_splits(
         for rows in (train, test)
     )
     return ImageSplits(train, test, names)
+
+
+def require_trainable(splits: ImageSplits, n_parts: int) -> None:
+    """Raise DataError where these splits cannot be trained and tested on, in updates of `n_parts` micro-batches.
+
+    That takes two classes, images of each of them in both splits, and as many images as micro-batches.
+    """
+    n_train, n_test = len(splits.train), len(splits.test)
+    if len(splits.class_names) < 2:
+        raise DataError(f"all images are of one class, {splits.class_names[0]}: give images of two classes or more")
+    for name, split in (("training", splits.train), ("test", splits.test)):
+        counts = split.labels.bincount(minlength=len(splits.class_names))
+        if not counts.all():
+            missing = [splits.class_names[k] for k in (counts == 0).nonzero()[:, 0].tolist()]
+            raise DataError(
+                f"no {name} image is of class {', '.join(missing[:5])}{', ..' * (len(missing) > 5)}: add some, or "
+                "remove the class from both splits"
+            )
+    if min(n_train, n_test) < n_parts:
+        raise DataError(
+            f"{n_train} training and {n_test} test images are too few for {n_parts} micro-batches an update: lower "
+            "--gradient_accumulation_steps or launch fewer processes"
+        )
 
 
 def _check_labels(rows: ImageRows, n_classes: int) -> None:
@@ -213,6 +237,8 @@ def _convert_pixels(pixels: np.ndarray, image_size: int, n_channels: int) -> np.
 
 def _in_threads(one: Callable[[int], np.ndarray], n: int, image_size: int, n_channels: int) -> np.ndarray:
     """`one(0)` to `one(n - 1)`, stacked. Of several errors, the first row's is raised."""
+    mend = "lower --image_size"
+    require_memory(n * n_channels * image_size**2, f"{n:,} images of {image_size}x{image_size} pixels", mend)
     images = np.empty((n, n_channels, image_size, image_size), dtype=np.uint8)
 
     def fill(first: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from data.masked_images import BACKGROUND, BORDER, PET, MaskedImages
+from data.memory import require_memory
 
 BORDER_WIDTH = 2.5  # pixels: the band around the outline that the trimap calls BORDER
 HARMONICS = (2, 3, 4, 5)  # of the outline: bumps around the animal
@@ -23,6 +24,8 @@ def textured_shapes(
 
     Train and test come from different random streams of `seed`: neither changes with the size of the other.
     """
+    n, pixels = n_train + n_test, f"pictures of {image_size}x{image_size} pixels"
+    require_memory(64 * n * image_size**2, f"{n:,} {pixels}, while they are drawn,", "lower --image_size")
     train = _draw("train", n_train, image_size, np.random.default_rng([seed, 0]))
     test = _draw("test", n_test, image_size, np.random.default_rng([seed, 1]))
     return train, test

@@ -72,7 +72,8 @@ Epochs = Annotated[int, *_flag(int, at_least=1, at_most=10**6)]
 BatchSize = Annotated[int, *_flag(int, at_least=1, at_most=10**6)]  # examples
 Parts = Annotated[int, *_flag(int, at_least=1, at_most=10**6)]  # that a batch is cut into
 Width = Annotated[int, *_flag(int, at_least=1, at_most=10**6)]  # channels or features of a layer
-Layers = Annotated[int, *_flag(int, at_least=1, at_most=1000)]
+Layers = Annotated[int, *_flag(int, at_least=1, at_most=200)]
+Halvings = Annotated[int, *_flag(int, at_least=1, at_most=12)]  # of an image's side
 Components = Annotated[int, *_flag(int, at_least=1, at_most=1000)]  # of a mixture
 Draws = Annotated[int, *_flag(int, at_least=0, at_most=10**5)]  # of which each takes a forward pass
 ImageSide = Annotated[int, *_flag(int, at_least=8, at_most=4096)]  # pixels
