@@ -36,7 +36,7 @@ from data.epoch_order import plan_epoch
 from data.errors import DataError
 from data.joint_augmentation import JointAugmentation, JointAugmenter
 from data.masked_folders import load_masked_folder
-from data.masked_images import MaskSplits, picture_statistics, splits_of_trimaps
+from data.masked_images import MaskSplits, picture_statistics, require_trainable, splits_of_trimaps
 from data.pets import holds_pets, load_pets
 from data.seeding import Stream, seed_global_generators
 from data.textured_shapes import textured_shapes
@@ -316,10 +316,9 @@ def train(config: Config) -> None:
     # --- data and model, before anything is written
     with accelerator.local_main_process_first():  # the others find the decoded pictures in the cache
         splits = load_splits(config)
-    n_train = len(splits.train.images)
+    n_train = len(splits.train)
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
-    if min(n_train, len(splits.test.images)) < n_parts:
-        raise DataError(f"{n_train} and {len(splits.test.images)} pictures are too few for {n_parts} micro-batches")
+    require_trainable(splits, n_parts)
     class_names = splits.class_names
     train_masks, test_masks = splits.train.masks, splits.test.masks
     train_images, test_images = splits.train.images.to(device), splits.test.images.to(device)

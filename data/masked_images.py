@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from data.augmentation import channel_statistics
+from data.errors import DataError
 
 BACKGROUND, PET, BORDER = 0, 1, 2  # values of a trimap, and the classes of a mask
 IGNORE = 255  # value of a mask where there is nothing to learn and nothing to score
@@ -44,6 +45,24 @@ class MaskSplits:
     class_names: tuple[str, ...]
     mask_values: tuple[int | tuple[int, int, int], ...] = ()  # what the mask files hold for each class, if files do
     notes: tuple[str, ...] = ()  # how the files were understood, a line each
+
+
+def require_trainable(splits: MaskSplits, n_parts: int) -> None:
+    """Raise DataError where these splits cannot be trained and tested on, in updates of `n_parts` micro-batches.
+
+    That takes pixels of two classes in both splits, and as many pictures as micro-batches.
+    """
+    n_train, n_test = len(splits.train), len(splits.test)
+    if min(n_train, n_test) < n_parts:
+        raise DataError(
+            f"{n_train} training and {n_test} test pictures are too few for {n_parts} micro-batches an update: "
+            "lower --gradient_accumulation_steps or launch fewer processes"
+        )
+    for name, split in (("training", splits.train), ("test", splits.test)):
+        present = [k for k in split.masks.unique().tolist() if k != IGNORE]
+        if len(present) < 2:
+            only = splits.class_names[present[0]] if present else "to be ignored"
+            raise DataError(f"all pixels of the {len(split)} {name} masks are {only}: give others as well")
 
 
 def splits_of_trimaps(

@@ -91,7 +91,7 @@ def sample(
     """
 
     def choose(log_probs: Tensor, rows: list[int]) -> Tensor:
-        scores = log_probs / temperature
+        scores = (log_probs - log_probs.amax(1, keepdim=True)) / temperature  # the likeliest stays finite: 0
         if top_k > 0:
             threshold = scores.topk(min(top_k, scores.shape[1]), dim=1).values[:, -1:]
             scores = scores.masked_fill(scores < threshold, -torch.inf)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, TypeVar, get_type_hints
 
+import torch
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -65,7 +66,7 @@ def run_script(
 ) -> None:
     """Parse the command line, run `main` and turn its end into the exit code that the scripts share.
 
-    0 done; 1 for a run that diverged and 2 for UsageError and `user_errors`, with one line on stderr each;
+    0 done; 1 for a run that diverged; 2 for UsageError, `user_errors`, a disk or memory that is full; a line each;
     130 and 143 after SIGINT and SIGTERM.
     """
     make_printing_safe()
@@ -96,6 +97,11 @@ def _run(main: Callable[[], None], user_errors: tuple[type[Exception], ...]) -> 
         where = error.filename or owned_folder() or "what a run writes"
         print(f"error: {cannot_write(where, error, training=True)}", file=sys.stderr, flush=True)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _memory_ran_out(error):
+            raise
+        print(f"error: {_too_large(error)}", file=sys.stderr, flush=True)
+        return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except SystemExit as end:
@@ -117,6 +123,19 @@ def _end_at_once(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)
+
+
+def _memory_ran_out(error: Exception) -> bool:
+    """Whether numpy, torch on a GPU or torch on a CPU, which has no error of its own for it, got no memory."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _too_large(error: Exception) -> str:
+    wanted = re.search(r"allocate ([\d,.]+ \w+)", str(error))
+    return (
+        f"out of memory{f', {wanted[1]} more were wanted' if wanted else ''}: lower --batch_size or --max_tokens, "
+        "and --eval_batch_size, with more --gradient_accumulation_steps if the updates are to stay as large"
+    )
 
 
 def run_tool(main: Callable[[], None], stdout_is_the_result: bool = False) -> None:

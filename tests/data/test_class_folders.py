@@ -2,7 +2,7 @@ import pytest
 from image_sets import assert_split, encoded, fails, hwc, random_pixels
 
 from data import class_folders
-from data.labelled_images import load_image_splits
+from data.labelled_images import load_image_splits, require_trainable
 
 
 def write_class(folder, pixels, form="png"):
@@ -59,3 +59,13 @@ def test_class_folders_that_cannot_be_used(tmp_path, monkeypatch):
     load_image_splits("x/y", tmp_path)
     (tmp_path / "train" / "cat").mkdir()
     fails(tmp_path, tmp_path / "train" / "cat", "no image")
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_a_small_class_has_an_image_on_each_side(tmp_path, n):
+    pixels = random_pixels(8 * n, 3, 8, 8)
+    for k in range(8):
+        write_class(tmp_path / f"class{k}", pixels[k * n : (k + 1) * n])
+    splits = load_image_splits("x/y", tmp_path, image_size=8)
+    require_trainable(splits, n_parts=1)
+    assert len(splits.test) <= len(splits.train)

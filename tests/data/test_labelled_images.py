@@ -9,7 +9,7 @@ from PIL import Image
 
 from data import labelled_images
 from data.errors import DataError
-from data.labelled_images import decode_image, load_image_splits
+from data.labelled_images import ImageSplits, decode_image, load_image_splits, require_trainable
 
 # Decoding
 
@@ -191,3 +191,26 @@ def test_a_data_set_that_the_hub_does_not_have(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(DataError, match="cannot fetch x/y from"):
         load_image_splits("x/y", None)
+
+
+def splits_of(train_labels, test_labels, names=("cat", "dog", "owl")) -> ImageSplits:
+    train, test = map(torch.tensor, (train_labels, test_labels))
+    return ImageSplits.of(torch.zeros(len(train), 1, 8, 8), train, torch.zeros(len(test), 1, 8, 8), test, names)
+
+
+@pytest.mark.parametrize(
+    "train, test, names, n_parts, message",
+    [
+        ([0, 0], [0, 0], ("cat",), 1, "all images are of one class, cat: give"),
+        ([0, 1], [0, 1, 2], ("cat", "dog", "owl"), 1, "no training image is of class owl: add some"),
+        ([0, 1, 2], [0, 0, 0], ("cat", "dog", "owl"), 1, "no test image is of class dog, owl: add some"),
+        ([0, 1, 2] * 9, [0, 1, 2], ("cat", "dog", "owl"), 4, "27 training and 3 test images are too few for 4"),
+    ],
+)
+def test_what_cannot_be_trained_or_tested_on_is_refused(train, test, names, n_parts, message):
+    with pytest.raises(DataError, match=f"^{message}"):
+        require_trainable(splits_of(train, test, names), n_parts)
+
+
+def test_an_image_of_each_class_in_both_splits_is_enough():
+    require_trainable(splits_of([0, 1, 2], [0, 1, 2]), n_parts=3)

@@ -3,7 +3,9 @@ import signal
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+import torch
 
 from training.cli import PathFlag, call_with_flags, parse_config, run_script
 from training.errors import TrainingDiverged, UsageError
@@ -15,6 +17,7 @@ class Config:
     recipe: str  # name of the recipe
     max_train_steps: Count = 7  # updates in all
     lr: LearningRate = 0.1  # peak rate
+    batch_size: int = 2  # examples
     compile: bool = False  # compile the model
     output_dir: PathFlag = ""  # where it is written
     train_files: tuple[PathFlag, ...] = ()  # what is read
@@ -138,3 +141,20 @@ def test_sigterm_before_the_loop_ends_with_143(fresh_accelerate, monkeypatch):
     with pytest.raises(SystemExit) as end:
         run_script(lambda config: signal.raise_signal(signal.SIGTERM), RECIPES, "")
     assert end.value.code == 143
+
+
+@pytest.mark.parametrize(
+    "run_out",
+    [
+        lambda: torch.empty(2**50, dtype=torch.uint8),
+        lambda: np.ones(2**50, np.uint8),
+    ],
+    ids=["torch", "numpy"],
+)
+def test_running_out_of_memory_ends_with_2_and_the_mend(fresh_accelerate, monkeypatch, capsys, run_out):
+    monkeypatch.setattr(sys, "argv", ["script", "demo"])
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda config: run_out(), RECIPES, "")
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert "out of memory" in shown and "lower --batch_size" in shown and shown.count("\n") == 1
