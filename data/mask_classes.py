@@ -133,6 +133,23 @@ def read_class_table(path: Path) -> tuple[ListedClass, ...]:
     return classes
 
 
+def write_class_table(path: Path, names: Sequence[str], values: Sequence[Value]) -> None:
+    """Write a table that `read_class_table` reads: classes.csv with a header.
+
+    A table that is there already stays where it lists the same; DataError where it lists something else.
+    """
+    classes = tuple(ListedClass(name, value) for name, value in zip(names, values, strict=True))
+    if path.exists():
+        if read_class_table(path) != classes:
+            raise DataError(f"{path} lists other classes than the masks will have: choose another folder for them")
+        return
+    in_colour = isinstance(values[0], tuple)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["name", *(("r", "g", "b") if in_colour else ("value",))])
+        rows.writerows([c.name, *(c.value if in_colour else (c.value,))] for c in classes)
+
+
 def _checked(value: Value | None) -> Value | None:
     for part in value if isinstance(value, tuple) else (value,):
         if part is not None and not 0 <= part <= 255:
@@ -291,9 +308,9 @@ def _classes_of_numbers(found: FoundValues, values: set[int], ignored: frozenset
             "give masks of two classes or more"
         )
     if len(ordered) > 2:
-        unclear = not (_are_class_numbers(ordered) or _are_evenly_spaced(ordered))
+        unclear = not (are_class_numbers(ordered) or _are_evenly_spaced(ordered))
         classes = tuple(value for value in ordered if value != IGNORE)
-        if IGNORE in values and _are_class_numbers(classes) and not found.lossy:
+        if IGNORE in values and are_class_numbers(classes) and not found.lossy:
             _check_ignored(found, classes)
             ordered, ignored = classes, ignored | {IGNORE}
         elif unclear or found.lossy:
@@ -313,7 +330,7 @@ def _is_soft(found: FoundValues, ordered: Sequence[int]) -> bool:
     dark, light = [v for v in ordered if v <= _SOFT], [v for v in ordered if v >= 255 - _SOFT]
     if not dark or not light or len(ordered) <= (2 if found.lossy else 3):
         return False
-    if _are_class_numbers([v for v in ordered if v != IGNORE]) and not found.lossy:
+    if are_class_numbers([v for v in ordered if v != IGNORE]) and not found.lossy:
         return False
     return found.count([*dark, *light]) >= 0.9 * found.count(ordered) and _blurred(found, ordered)
 
@@ -325,7 +342,7 @@ def _blurred(found: FoundValues, ordered: Sequence[int]) -> bool:
     return all(found.count([v]) <= light / 3 for v in between)
 
 
-def _are_class_numbers(ordered: Sequence[int]) -> bool:
+def are_class_numbers(ordered: Sequence[int]) -> bool:
     """0, 1, 2, .. but for some classes that do not occur."""
     return 2 <= len(ordered) <= _MAX_NUMBERS and ordered[-1] <= 2 * len(ordered)
 

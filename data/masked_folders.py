@@ -14,7 +14,17 @@ import torch
 from data.cache import cached_arrays, content_key
 from data.errors import DataError
 from data.image_rows import read_bytes
-from data.mask_classes import FoundValues, ListedClass, MaskClasses, Value, find_classes, is_table, read_class_table
+from data.mask_classes import (
+    Colour,
+    FoundValues,
+    ListedClass,
+    MaskClasses,
+    Value,
+    are_class_numbers,
+    find_classes,
+    is_table,
+    read_class_table,
+)
 from data.mask_layouts import Pair, find_pairs
 from data.masked_images import MaskSplit, MaskSplits
 from data.picture_files import decoding, open_picture, to_rgb
@@ -193,6 +203,24 @@ def _from_16_bit(values: np.ndarray) -> np.ndarray:
             raise ValueError("16-bit values above 255 that are no levels of 8 bits: save the mask with 8 bits")
         values = values // 257
     return values.astype(np.uint32)
+
+
+def mask_picture(numbers: np.ndarray, values: Sequence[Value], colours: Sequence[Colour]) -> "Picture":
+    """Class numbers (H, W) uint8 as an image that `load_masked_folder` reads: class k is drawn as `values[k]`.
+
+    Colours in RGB, grey levels in grey; class numbers in a palette, in which class k shows as `colours[k]`.
+    """
+    from PIL import Image
+
+    drawn = np.array(values, np.uint8)[numbers]
+    image = Image.fromarray(drawn)
+    if isinstance(values[0], tuple) or not are_class_numbers(sorted(values)):
+        return image
+    image = Image.frombytes("P", image.size, drawn.tobytes())
+    palette = np.zeros((256, 3), np.uint8)
+    palette[list(values)] = colours
+    image.putpalette(palette.flatten().tolist())
+    return image
 
 
 # From codes to class numbers

@@ -1,5 +1,7 @@
 """Segment pictures with a finished run: `python -m tools.segment RUN FILES ..` writes masks and overlays.
 
+The masks can be trained on: as masks/ beside images/ of the pictures, `train_unet.py --data_dir` takes them.
+
 All that it needs is in the run's folder: the checkpoint brings weights, config, class names and statistics along.
 """
 
@@ -19,6 +21,8 @@ from tyro.conf import Positional
 
 from data.augmentation import normalise
 from data.errors import DataError
+from data.mask_classes import write_class_table
+from data.masked_folders import mask_picture
 from data.picture_files import decode_picture
 from models.segmentation_scores import predict_masks
 from models.views import PixelViews, pixel_logits_over_views
@@ -26,7 +30,9 @@ from train_unet import Config, build_model
 from training.checkpoints import find_checkpoint, load_weights, read_state
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
-from training.segmentation_figures import overlay_masks
+from training.segmentation_figures import mask_colors, overlay_masks
+
+TRIMAP_LEVELS = (0, 255, 128)  # in masks of background, pet and border
 
 
 class Segmenter:
@@ -44,6 +50,8 @@ class Segmenter:
         self.config = Config(**{f.name: saved[f.name] for f in fields(Config) if f.name in saved})
         described = json.loads((checkpoint / "data.json").read_text(encoding="utf-8"))
         self.class_names, self.image_size = described["class_names"], described["image_size"]
+        values = described.get("mask_values") or TRIMAP_LEVELS[: len(self.class_names)]
+        self.mask_values = [tuple(value) if isinstance(value, list) else value for value in values]
         self.mean, self.std = (torch.tensor(described[name], device=self.device) for name in ("mean", "std"))
         self.model = build_model(self.config, len(self.class_names))
         load_weights(self.model, checkpoint)
@@ -73,13 +81,21 @@ class Segmenter:
             yield pixels, self.masks(inputs[None], (picture.height, picture.width), views)[0]
 
 
+def shares_in_words(mask: torch.Tensor, class_names: Sequence[str]) -> str:
+    """The share of each class but the first in a mask (H, W); of more than two others those that occur."""
+    shares = {name: float((mask == k).float().mean()) for k, name in enumerate(class_names) if k > 0}
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares.items() if share or len(shares) <= 2)
+
+
 def main(
     run: Positional[PathFlag],
     files: Positional[tuple[PathFlag, ...]],
     output_dir: Annotated[PathFlag, tyro.conf.arg(help="where the masks and overlays go")] = "segmented",
     views: Annotated[PixelViews | None, tyro.conf.arg(help="views that are averaged; without: the run's")] = None,
 ) -> None:
-    """Write NAME_mask.png (0 background, 255 pet, 128 border) and NAME_overlay.png for each picture.
+    """Write NAME_mask.png and NAME_overlay.png for each picture, and classes.csv with the values of the masks.
+
+    Masks hold the values of those that the run was trained on; of Pet 0 background, 255 pet, 128 border.
 
     Args:
         run: run folder or one checkpoint
@@ -93,13 +109,13 @@ def main(
         views = views or segmenter.config.views
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        grey_levels = np.array([0, 255, 128], np.uint8)  # of background, pet and border
+        write_class_table(folder / "classes.csv", segmenter.class_names, segmenter.mask_values)
+        colors = mask_colors(len(segmenter.class_names))
         for file, name, (picture, mask) in zip(files, names, segmenter(files, views), strict=True):
             overlay = overlay_masks(picture[None], mask[None])[0].permute(1, 2, 0).numpy()
-            Image.fromarray(grey_levels[mask.numpy()]).save(folder / f"{name}_mask.png")
+            mask_picture(mask.numpy(), segmenter.mask_values, colors).save(folder / f"{name}_mask.png")
             Image.fromarray(overlay).save(folder / f"{name}_overlay.png")
-            shares = [f"{label} {(mask == k).float().mean():.1%}" for k, label in enumerate(segmenter.class_names)]
-            print(f"{file}\t{folder / name}_mask.png\t{', '.join(shares[1:])}")
+            print(f"{file}\t{folder / name}_mask.png\t{shares_in_words(mask, segmenter.class_names)}")
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

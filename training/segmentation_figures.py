@@ -58,6 +58,11 @@ def overlay_masks(images: Tensor, masks: Tensor, alpha: float = 0.5) -> Tensor:
     return torch.lerp(images.float(), colors, opacity).round().byte()
 
 
+def mask_colors(n_classes: int) -> list[tuple[int, int, int]]:
+    """The colour of each class: black for the background, then those of `overlay_masks`."""
+    return [(0, 0, 0), *(_class_color(k)[1] for k in range(1, n_classes))]
+
+
 def _class_color(k: int) -> tuple[str, tuple[int, int, int]]:
     """Name and RGB of class k > 0."""
     return list(CLASS_COLORS.items())[(k - 1) % len(CLASS_COLORS)]

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mask_sets import load, write_mask
 from PIL import Image
 
+from data.mask_classes import write_class_table
 from data.masked_images import masks_from_trimaps
 from data.textured_shapes import textured_shapes
 from models.segmentation_scores import dice_of_images, pixel_confusion
@@ -27,7 +29,7 @@ def train(output_dir: Path, script: str, *flags: str) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """The folder of a short run on textured shapes."""
-    flags = ("--width", "8", "--depth", "2", "--max_train_steps", "12", "--evaluate_every", "0")
+    flags = ("--width", "8", "--depth", "2", "--max_train_steps", "30", "--evaluate_every", "0")
     return train(tmp_path_factory.mktemp("segment") / "run", "train_unet.py", *flags)
 
 
@@ -99,6 +101,50 @@ def test_a_larger_copy_of_a_picture_gets_a_larger_copy_of_its_mask(run):
     small, large = segmenter.masks(test.images[:8], (64, 64)), segmenter.masks(test.images[:8], (128, 128))
     enlarged = small.repeat_interleave(2, 1).repeat_interleave(2, 2)
     assert float((large == enlarged).float().mean()) > 0.85  # short training: ragged edges
+
+
+COLOURS = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
+
+
+@pytest.mark.parametrize(
+    ("values", "mode"), [((0, 255), "L"), ((0, 1, 2, 3), "P"), ((0, 85, 170, 255), "L"), (COLOURS, "RGB")]
+)
+def test_what_it_writes_can_be_trained_on(tmp_path, monkeypatch, values, mode):
+    """The masks of a run on own pictures, read again with their pictures, are the run's predictions and classes."""
+    for i in range(12):  # pictures that show their masks
+        shades = np.arange(len(values)) * 60
+        write_mask(tmp_path / f"own/images/a{i}.png", np.stack([shades] * 3, -1), i)
+        write_mask(tmp_path / f"own/masks/a{i}.png", values, i)
+    names = ["ground", "cell, dead", "cell", "rim"][: len(values)]
+    write_class_table(tmp_path / "own" / "classes.csv", names, values)
+    flags = ("--data_dir", str(tmp_path / "own"), "--image_size", "16", "--width", "8", "--depth", "1",
+             "--max_train_steps", "30", "--evaluate_every", "0", "--batch_size", "4")  # fmt: skip
+    run = train(tmp_path / "run", "train_unet.py", *flags)
+    again = tmp_path / "again"
+    pictures = sorted((tmp_path / "own" / "images").iterdir())
+    main(str(run), tuple(map(str, pictures)), str(again / "masks"))
+    (tmp_path / "own" / "images").rename(again / "images")
+    monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path / "cache"))
+    splits = load(again, image_size=120)
+    assert splits.class_names == tuple(names) and splits.mask_values == values
+    with Image.open(again / "masks" / "a1_mask.png") as mask:
+        assert mask.mode == mode
+    segmenter = Segmenter(run)
+    paths = [again / f"{name}.png" for name in splits.train.names]
+    occurring = set()
+    for mask, (_, predicted) in zip(splits.train.masks, segmenter(paths, segmenter.config.views), strict=True):
+        enlarged = predicted.repeat_interleave(5, 0).repeat_interleave(4, 1)
+        assert torch.equal(mask, enlarged)
+        occurring |= set(mask.unique().tolist())
+    assert len(occurring) > 1
+
+
+def test_a_class_table_of_its_own_is_not_overwritten(run, tmp_path, capsys):
+    (tmp_path / "classes.csv").write_text("background,0\ncell,1\n")
+    with pytest.raises(SystemExit) as end:
+        main(str(run), (str(tmp_path / "x.png"),), str(tmp_path))
+    assert end.value.code == 2 and "classes.csv lists other classes" in capsys.readouterr().err
+    assert (tmp_path / "classes.csv").read_text() == "background,0\ncell,1\n"
 
 
 def test_what_cannot_be_read_is_one_line_and_exit_code_2(run, tmp_path, capsys):

@@ -152,6 +152,23 @@ def test_the_figures_of_the_data(tmp_path, drawn):
     assert drawn["augmentations.png"][1:] == [f"epoch {i}" for i in range(5)]
 
 
+def test_of_many_classes_the_largest_are_named_and_the_table_stands(tmp_path, drawn):
+    images, _ = random_pictures(4)
+    masks = torch.zeros(4, 16, 16, dtype=torch.uint8)
+    for k in range(1, 13):
+        masks[:, k, :k] = k
+    masks[3, 13:] = 13
+    names = [f"class {k}" for k in range(20)]
+    values = {"count": torch.tensor(4), "shape": torch.tensor([3, 16, 16]), "mean": torch.zeros(3),
+              "std": torch.zeros(3), "class_shares": torch.full((20,), 0.05)}  # fmt: skip
+    write_data_figures(tmp_path, {"train": values}, images, masks, names, torch.rand(2, 3, 16, 16), masks[:2])
+    samples = [text.replace("\n", " ") for text in drawn["samples.png"]]
+    assert "class 12 5%, class 11 4%, class 10 4%" in samples
+    assert "class 7: sky blue, 6 more in the same colours" in samples[0]
+    rows = [re.split(r" {2,}", line) for line in drawn["data_statistics.png"][1:]]
+    assert ["class 19", "5.0%"] in rows
+
+
 def test_overlays_over_epochs_are_in_the_order_given(tmp_path, drawn):
     images, masks = random_pictures(4)
     path = tmp_path / "new" / "overlays.png"
