@@ -127,7 +127,7 @@ class Config:
     evaluate_every: Count = 5  # epochs between evaluations on the test split; 0: only at the end
     eval_batch_size: BatchSize = 500  # images evaluated at a time
     iw_samples: Draws = 100  # draws of the importance-weighted bound at the end; 0: none
-    judge: PathFlag = ""  # run of train_cifar.py whose classifier counts label hits; without, one is trained once
+    judge: PathFlag = ""  # run of train_cifar.py that counts label hits; none: no hits; empty: one is trained once
     judge_epochs: Epochs = 2  # epochs of the one that is trained
     eval_only: bool = False  # only evaluate the newest checkpoint of --resume, or of --output_dir
     # --- run
@@ -357,8 +357,10 @@ def main(config: Config) -> None:
         window.load(state["window"])
     if config.find_lr:
         return find_lr(accelerator, model, optimizer, train_images, train_labels, plan, config, total_steps)
-    with accelerator.local_main_process_first():  # a judge that is missing is trained once
-        judge = find_judge(config.judge, config.dataset, config.data_dir, splits, config.judge_epochs, device)
+    judge = None
+    if config.judge != "none":
+        with accelerator.local_main_process_first():  # a judge that is missing is trained once
+            judge = find_judge(config.judge, config.dataset, config.data_dir, splits, config.judge_epochs, device)
 
     run = Run(accelerator, "cvae", config, checkpoint, state)
     run.print(
@@ -445,7 +447,13 @@ def main(config: Config) -> None:
     run.release_signals()
     load_weights(evaluated, last_checkpoint)
     metrics, latents, kl_units = evaluate_test(state["step"] / updates_per_epoch, config.iw_samples)
-    metrics |= label_hits(accelerator, evaluated, judge, test_images, test_targets, test_labels, config.seed)
+    hits = ""
+    if judge:
+        metrics |= label_hits(accelerator, evaluated, judge, test_images, test_targets, test_labels, config.seed)
+        hits = (
+            f"label hits {metrics['wrong_label_hits']:.1%} under a wrong label, {metrics['prior_hits']:.1%} from "
+            f"the prior, by a classifier of {metrics['classifier_accuracy']:.2%}\n"
+        )
     half, of_test = len(latents) // 2, splits.test.labels  # the probe learns from a half, is asked about the other
     probed = probe_accuracy(latents[:half], of_test[:half], latents[half:], of_test[half:], len(names), seed=0)
     summary = {f"test/{name}": value for name, value in metrics.items()}
@@ -466,9 +474,7 @@ def main(config: Config) -> None:
     run.print(
         f"test ELBO {metrics['elbo']:.2f} nats, {metrics['bits_per_dim']:.3f} bits/dim: reconstruction "
         f"{metrics['reconstruction']:.2f}, KL {metrics['kl']:.2f}, {metrics['active_units']} active units\n"
-        f"label hits {metrics['wrong_label_hits']:.1%} under a wrong label, {metrics['prior_hits']:.1%} from the "
-        f"prior, by a classifier of {metrics['classifier_accuracy']:.2%}\n"
-        f"figures in {run.figures_dir}"
+        f"{hits}figures in {run.figures_dir}"
     )
 
 

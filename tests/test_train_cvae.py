@@ -84,6 +84,17 @@ def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
     assert f"test ELBO {values['test/elbo']:.2f} nats" in capsys.readouterr().out
 
 
+def test_without_a_judge_none_is_trained_and_no_hits_are_reported(train, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_cvae, "find_judge", lambda *args: pytest.fail("a judge was asked for"))
+    assert train(tmp_path / "run", "--judge", "none") == 0
+    values = summary(tmp_path / "run")
+    assert not [name for name in values if "hits" in name or "classifier" in name]
+    assert {"test/elbo", "test/iw_bound", "test/probe_mlp"} <= values.keys()
+    assert (tmp_path / "run" / "figures" / "wrong_labels.png").exists()
+    shown = capsys.readouterr().out
+    assert "test ELBO" in shown and "hits" not in shown and "figures in" in shown
+
+
 def test_eval_only_gives_the_same_bounds_and_trains_nothing(train, tmp_path):
     assert train(tmp_path / "run") == 0
     assert train(tmp_path / "evaluated", "--eval_only", "--resume", tmp_path / "run") == 0

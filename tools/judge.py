@@ -7,6 +7,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -91,15 +92,35 @@ def train_judge(
     run = _judge_folder(Path("judges") / content_key({"flags": flags}, fingerprint))
     if _is_finished(run):
         return run
-    flags += ["--output_dir", str(run), *(["--data_dir", data_dir] if data_dir else [])]
-    print(f"training a classifier to judge by, once: {SCRIPT.name} {' '.join(flags)}", flush=True)
-    alone = {name: value for name, value in os.environ.items() if name not in _OF_SEVERAL_PROCESSES}
-    done = subprocess.run([sys.executable, str(SCRIPT), *flags], env=alone, stdout=subprocess.DEVNULL, text=True,
-                          stderr=subprocess.PIPE)  # fmt: skip
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UsageError(f"the classifier to judge by could not be trained ({last}): name a run with --judge")
+    run.parent.mkdir(parents=True, exist_ok=True)
+    # Aside, and put in place when it is whole: machines that share a home folder may all be training it.
+    with tempfile.TemporaryDirectory(dir=run.parent, prefix=f"{run.name}.") as aside:
+        trained = Path(aside) / "run"
+        flags += ["--output_dir", str(trained), *(["--data_dir", data_dir] if data_dir else [])]
+        print(f"training a classifier to judge by, once: {SCRIPT.name} {' '.join(flags)}", flush=True)
+        alone = {name: value for name, value in os.environ.items() if name not in _OF_SEVERAL_PROCESSES}
+        command = [sys.executable, str(SCRIPT), *flags]
+        done = subprocess.run(command, env=alone, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UsageError(
+                f"the classifier to judge by could not be trained ({last}): name a run with --judge, or none"
+            )
+        _put_in_place(trained, run)
     return run
+
+
+def _put_in_place(trained: Path, run: Path) -> None:
+    """Rename `trained` to `run`, unless another machine was faster; what was begun there and never ended goes."""
+    if _is_finished(run):
+        return
+    with contextlib.suppress(FileNotFoundError):  # nothing lies there, as a rule
+        run.rename(trained.with_name("unfinished"))
+    try:
+        trained.rename(run)
+    except OSError:
+        if not _is_finished(run):
+            raise
 
 
 def _judge_folder(name: Path) -> Path:

@@ -72,6 +72,7 @@ def test_small_data_gets_small_batches_and_rates_that_suit_them(monkeypatch, tmp
 
     def run(command, **kwargs):
         commands.append(command)
+        Path(command[command.index("--output_dir") + 1]).mkdir()
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(judge.subprocess, "run", run)
@@ -85,6 +86,39 @@ def test_a_training_that_fails_is_one_clear_error(monkeypatch, tmp_path):
     monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path))
     with pytest.raises(UsageError, match=r"nowhere.*--judge"):
         train_judge("uoft-cs/cifar10", str(tmp_path / "nowhere"), 10, 50_000, in_colour=True, fingerprint=[b"x"])
+
+
+def finish_run(folder: Path, text: str) -> None:
+    """What a finished run of that text looks like to the cache."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "summary.json").write_text(text)
+
+
+@pytest.mark.parametrize("there", ["nothing", "unfinished", "finished by another machine"])
+def test_a_judge_is_trained_aside_and_put_in_place_whole(monkeypatch, tmp_path, there):
+    monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path))
+    monkeypatch.setattr(judge, "latest_checkpoint", lambda run: run / "checkpoints")
+    places = []
+
+    def run(command, **kwargs):
+        trained = Path(command[command.index("--output_dir") + 1])
+        place = trained.parent.with_suffix("")
+        places.append(place)
+        assert not judge._is_finished(place)  # others who look meanwhile find none
+        if there == "unfinished":
+            (place / "checkpoints").mkdir(parents=True)
+        elif there != "nothing":
+            finish_run(place, "theirs")
+        finish_run(trained, "ours")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(judge.subprocess, "run", run)
+    found = train_judge("uoft-cs/cifar10", "", 10, 50_000, in_colour=True, fingerprint=[b"x"])
+    assert [found] == places
+    assert (found / "summary.json").read_text() == ("theirs" if there.startswith("finished") else "ours")
+    assert list((tmp_path / "judges").iterdir()) == [found]  # nothing stays aside
+    train_judge("uoft-cs/cifar10", "", 10, 50_000, in_colour=True, fingerprint=[b"x"])
+    assert len(places) == 1
 
 
 def test_hits_are_counted_against_the_label_that_was_asked_for(fresh_accelerate):
