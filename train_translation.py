@@ -158,6 +158,9 @@ class Config:
     tune_length_penalty: tuple[LengthPower, ...] = ()  # powers to try on the validation split, the best is tested
     length_normalization: LengthNormalization = "power"  # length: n tokens, or (6 + n) / 6 as in GNMT
     eval_batch_size: BatchSize = 64  # most sentences decoded at a time
+    eval_max_len: TokenBudget = 1024  # longer validation and test sentences are cut after so many tokens
+    test_sentences: Count = 0  # test pairs that are translated, from all over the split; 0: all
+    final_test: bool = True  # at the end, evaluate the best checkpoint on the test split
     eval_max_tokens: TokenBudget = 32768  # most tokens decoded at a time: beams x (source + longest translation)
     eval_only: bool = False  # only evaluate the best checkpoint of --resume, or of --output_dir
     # --- run
@@ -353,6 +356,8 @@ def main(config: Config) -> None:
     for name in TRANSFORMER_OPTIONS if config.model == "lstm" else LSTM_OPTIONS:
         if getattr(config, name) != getattr(RECIPES[config.recipe][1], name):
             raise UsageError(f"--{name} is none of the options of --model {config.model}")
+    if config.eval_only and not config.final_test:
+        raise UsageError("--eval_only evaluates the test split: leave out --no_final_test")
     accelerator = open_accelerator(config.gradient_accumulation_steps)
     own_folder(accelerator, config.output_dir)
     seed_global_generators(Stream.INITIAL_WEIGHTS, config.seed)
@@ -373,6 +378,7 @@ def main(config: Config) -> None:
             splits, kind=config.tokenizer, vocab_size=config.vocab_size, min_frequency=config.min_frequency,
             lowercase=config.lowercase, mask_numbers=config.mask_numbers, max_len=config.max_len,
             joint=config.tied_embeddings == "three-way", bpe_dropout=config.bpe_dropout, seed=config.seed,
+            eval_max_len=config.eval_max_len,
         )  # fmt: skip
     vocab_sizes = corpus.source_tokenizer.vocab_size, corpus.target_tokenizer.vocab_size
     if config.beam_size > vocab_sizes[1]:
@@ -521,12 +527,17 @@ def main(config: Config) -> None:
         summary |= numbers(metrics, "valid_beam")
     summary["length_penalty"] = config.length_penalty
     tests = [("test", corpus.test, splits.test), ("test_extra", corpus.test_extra, splits.test_extra)]
+    if not config.final_test:
+        run.print("the test split is not evaluated (--no_final_test)")
+        tests = []
     for name, pairs, text in tests[: 2 if splits.test_extra else 1]:
         metrics, translations = evaluate(accelerator, evaluated, pairs, text, corpus.target_tokenizer, config,
-                                         config.beam_size)  # fmt: skip
+                                         config.beam_size, config.test_sentences)  # fmt: skip
         metrics |= scores_without_near_duplicates(
             translations, splits.train.sources, config.bleu_tokenizer, config.lowercase
         )
+        n_cut = int(corpus.was_cut[name][evenly_spaced(len(pairs), config.test_sentences)].sum())
+        metrics |= {"n_sentences_in_split": len(pairs), "n_sources_cut": n_cut}
         at = state["step"], state["step"] / len(first_epoch)
         summary |= report_translations(run, name, metrics, translations, *at)
     if accelerator.is_main_process:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.errors import DataError
-from data.tokenization import UNK_ID, TextTokenizer
+from data.tokenization import MAX_WORD, UNK_ID, TextTokenizer
 
 _NO_MERGE = 2**62  # the rank of a pair that is no merge: after all that are
 _GAPS_PER_BLOCK = 1024
@@ -36,7 +36,8 @@ class _Word(NamedTuple):
 class BPEDropout:
     """Encodes like `tokenizer`, but each merge that could be applied is passed over with chance `dropout`.
 
-    dropout: 0 gives `tokenizer.encode` exactly, 1 gives single characters; the paper uses 0.1.
+    dropout: 0 gives `tokenizer.encode` exactly, 1 gives single characters; the paper uses 0.1. Words of more than
+        MAX_WORD characters are merged in pieces of so many: merging takes the square of the length.
 
     Raises DataError if the tokenizer is not of kind "bpe", or dropout lies outside [0, 1].
     """
@@ -83,8 +84,10 @@ class BPEDropout:
                 character_id = self._vocab.get(character, UNK_ID)
                 if character_id != UNK_ID or characters[-1:] != [UNK_ID]:
                     characters.append(character_id)
-            ids = self._merge(characters, lambda: False)
-            pretokens.append(_Pretoken(characters, ids, len(characters) - len(ids)))
+            for start in range(0, len(characters), MAX_WORD):
+                piece = characters[start : start + MAX_WORD]
+                ids = self._merge(piece, lambda: False)
+                pretokens.append(_Pretoken(piece, ids, len(piece) - len(ids)))
         word = _Word(pretokens, [i for p in pretokens for i in p.ids], sum(p.n_merges for p in pretokens))
         self._words[surface] = word
         return word

@@ -8,10 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from tokenizers import normalizers
+
 from data.errors import DataError
 
 MAX_LENGTH_RATIO = 3.0  # by default, a side may be so many times as long as its translation usually is
 _UNEVEN = 1.5  # a corpus whose sides differ by more in their usual length is measured by that
+_SHORT = 10_000  # characters
 _FREE_CHARACTERS = 20  # a sentence may be this much longer than its translation, whatever the ratio
 
 
@@ -104,7 +107,14 @@ def clean(
 
 
 def _normalise(sentence: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", sentence).split())
+    return " ".join(_composed(sentence).split())
+
+
+def _composed(text: str) -> str:
+    """The text in NFC."""
+    if len(text) <= _SHORT:
+        return unicodedata.normalize("NFC", text)
+    return normalizers.NFC().normalize_str(text)  # Python's takes the square of the length of a run of accents
 
 
 # Splits
@@ -168,7 +178,7 @@ def without_sentences_of(text: ParallelText, heldout: ParallelText) -> ParallelT
 
 def sentence_key(sentence: str) -> str:
     """What two sentences that differ in case, punctuation or white space alone have in common."""
-    folded = unicodedata.normalize("NFC", sentence.casefold())
+    folded = _composed(sentence.casefold())
     # A sentence of punctuation alone is known by its punctuation.
     return " ".join(folded.translate(_punctuation_to_space()).split()) or " ".join(folded.split())
 

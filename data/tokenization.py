@@ -10,6 +10,7 @@ sentence (data/number_words.py).
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,7 @@ SPECIAL_TOKENS = ("<pad>", "<unk>", "<bos>", "<eos>")  # in the order of their i
 
 WORD_START = "▁"  # U+2581, stands for the space before a word
 MASKED_NUMBERS = (WORD_START + NUMBER_MARK, NUMBER_MARK)  # after a space, and inside a word; these ids come next
+MAX_WORD = 256  # characters of a word that training looks at as one, so also the most that a token can have
 UNKNOWN_MARK = "⁇"  # what decode() shows for <unk>
 
 Kind = Literal["bpe", "unigram", "word"]
@@ -101,6 +103,7 @@ class TextTokenizer:
             trainer = trainers.WordLevelTrainer(min_frequency=min_frequency, **options)
         else:
             raise DataError(f"unknown kind of tokenizer {kind!r}: choose bpe, unigram or word")
+        normalised = [_with_long_words_cut(text) for text in normalised]
         if kind != "word":
             normalised = _without_rare_characters(normalised, vocab_size - len(specials) - len(WORD_START))
 
@@ -200,6 +203,25 @@ def _pre_tokenizer(masked_numbers: Literal["removed", "isolated"] | None) -> pre
         + ([pre_tokenizers.Split(number, masked_numbers)] if masked_numbers else [])
         + [pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Digits(individual_digits=True)]
     )
+
+
+def _with_long_words_cut(text: str) -> str:
+    """`text` with a space after each MAX_WORD characters that no white space, mark or digit interrupts.
+
+    The trainers take the square of a word's length in time (bpe), or die of it (unigram: 100,000 letters).
+    """
+    if len(text) <= MAX_WORD or all(len(word) <= MAX_WORD for word in text.split(" ")):
+        return text
+    characters = []
+    length = 0
+    for character in text:
+        ends_word = character.isspace() or character.isdigit() or unicodedata.category(character)[0] == "P"
+        length = 0 if ends_word else length + 1
+        if length > MAX_WORD:
+            characters.append(" ")
+            length = 1
+        characters.append(character)
+    return "".join(characters)
 
 
 def _without_rare_characters(texts: list[str], room: int) -> list[str]:

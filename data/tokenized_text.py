@@ -33,6 +33,12 @@ class TokenizedText:
         """Tokens of each sentence, without BOS and EOS: (N,)."""
         return np.diff(self.offsets)
 
+    def cut(self, max_len: int) -> "TokenizedText":
+        """The first `max_len` tokens of each sentence."""
+        if self.lengths.max(initial=0) <= max_len:
+            return self
+        return TokenizedText.from_lists([self[i][:max_len] for i in range(len(self))])
+
     def select(self, indices: Sequence[int]) -> "TokenizedText":
         return TokenizedText.from_lists([self[int(i)] for i in indices])
 

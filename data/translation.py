@@ -23,7 +23,7 @@ from data.parallel_text import (
 )
 from data.phrasebook import phrasebook_splits
 from data.seeding import Stream, seeded_rng
-from data.tokenization import TextTokenizer
+from data.tokenization import MAX_WORD, TextTokenizer
 from data.tokenized_text import TokenizedText, cached_tokens
 
 
@@ -196,7 +196,10 @@ class TranslationCorpus:
 
     Tokenizers and arrays come from the cache where the same text was seen with the same settings before.
     `joint` trains one tokenizer on both sides. Training pairs with more than `max_len` tokens on a side, end
-    mark included, are dropped and counted in `n_too_long`; held-out ones never are.
+    mark included, are dropped and counted in `n_too_long`: before the tokenizer sees them where their characters
+    tell (`n_unread`). Held-out ones never are, but only their first `eval_max_len` tokens are evaluated; of each
+    split, by its name, `was_cut` (N,) says which sources have more. Raises DataError where no
+    training pair is left.
     """
 
     def __init__(
@@ -211,6 +214,7 @@ class TranslationCorpus:
         max_len: int,
         mask_numbers: bool = False,
         bpe_dropout: float = 0.0,
+        eval_max_len: int = 1024,
         seed: int = 0,
     ):
         settings = {"kind": kind, "vocab_size": vocab_size, "min_frequency": min_frequency,
@@ -222,7 +226,15 @@ class TranslationCorpus:
 
             return cached_text(content_key({**settings, "format": 2}, texts), train, TextTokenizer.from_json)
 
-        train = splits.train
+        most_characters = max_len * MAX_WORD
+        short = [i for i, pair in enumerate(splits.train.pairs()) if max(map(len, pair)) <= most_characters]
+        if not short:
+            raise DataError(
+                f"no training pair is left: each has more than {most_characters:,} characters, so more than "
+                f"--max_len {max_len} tokens; give a sentence a line"
+            )
+        train = self._train_text = splits.train.select(short)
+        self.n_unread = len(splits.train) - len(train)
         if joint:
             self.source_tokenizer = self.target_tokenizer = tokenizer_for(train.sources + train.targets)
         else:
@@ -242,16 +254,23 @@ class TranslationCorpus:
             return TokenizedPairs(*sides)
 
         whole = tokens_of(train)
-        self.max_len, self.n_read = max_len, len(whole)
+        self.max_len, self.eval_max_len, self.n_read = max_len, eval_max_len, len(splits.train)
         self.kept = self._short_enough(whole)
         self.train = whole.select(self.kept)
-        self.n_too_long = len(whole) - len(self.train)
+        self.n_too_long = self.n_read - len(self.train)
         if len(self.train) == 0:
             raise DataError(
-                f"all {len(whole):,} training pairs have more than --max_len {max_len} tokens on a side: raise it"
+                f"all {self.n_read:,} training pairs have more than --max_len {max_len} tokens on a side: raise it"
             )
-        self.valid, self.test = tokens_of(splits.valid), tokens_of(splits.test)
-        self.test_extra = None if splits.test_extra is None else tokens_of(splits.test_extra)
+        self.was_cut: dict[str, np.ndarray] = {}
+
+        def heldout(name: str) -> TokenizedPairs:
+            pairs = tokens_of(getattr(splits, name))
+            self.was_cut[name] = pairs.source.lengths >= eval_max_len  # the end mark comes on top
+            return TokenizedPairs(pairs.source.cut(eval_max_len - 1), pairs.target.cut(eval_max_len - 1))
+
+        self.valid, self.test = heldout("valid"), heldout("test")
+        self.test_extra = None if splits.test_extra is None else heldout("test_extra")
         self.splits, self.seed, self._dropout = splits, seed, None
         if bpe_dropout > 0:
             self._dropout = tuple(
@@ -260,8 +279,15 @@ class TranslationCorpus:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in self.splits.counts.items())
-        return (
-            f"{len(self.train):,} training pairs ({self.n_too_long:,} over --max_len {self.max_len} dropped), "
+        n_cut = {name: int(was_cut.sum()) for name, was_cut in self.was_cut.items()}
+        cut = ", ".join(f"{name} {n:,}" for name, n in n_cut.items() if n)
+        warning = (
+            f"warning: sources of more than {self.eval_max_len:,} tokens are cut there (--eval_max_len): {cut}\n"
+        )
+        unread = f", {self.n_unread:,} of them by their characters alone" if self.n_unread else ""
+        return (warning if cut else "") + (
+            f"{len(self.train):,} training pairs "
+            f"({self.n_too_long:,} over --max_len {self.max_len} dropped{unread}), "
             f"{len(self.valid):,} validation, {len(self.test):,} test pairs; {counts or 'embedded'}\n"
             f"{self.source_tokenizer.vocab_size:,} source tokens, {self.target_tokenizer.vocab_size:,} target ones"
         )
@@ -275,7 +301,7 @@ class TranslationCorpus:
         if self._dropout is None:
             return self.train
         rng = seeded_rng(Stream.SEGMENTATION, self.seed, epoch)
-        texts = self.splits.train
+        texts = self._train_text
         pairs = TokenizedPairs(
             *(
                 TokenizedText.from_lists(dropout.encode([side[i] for i in self.kept], rng))

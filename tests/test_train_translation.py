@@ -528,6 +528,20 @@ def test_the_samples_of_a_validation_belong_together(train, tmp_path, monkeypatc
     assert all(pair in valid for pair in zip(sources, references, strict=True)) and sources[-1] != valid[4][0]
 
 
+def test_the_final_test_can_be_bounded_or_left_out(train, tmp_path, capsys):
+    flags = "--max_train_steps", 1, "--validate_every", 2
+    assert train(tmp_path / "some", *flags, "--test_sentences", 7) == 0
+    values = summary(tmp_path / "some")
+    assert values["test/n_sentences"] == 7 < values["test/n_sentences_in_split"]
+    assert len((tmp_path / "some" / "translations" / "test.hyp.txt").read_text().splitlines()) == 7
+    assert f"7 of the {values['test/n_sentences_in_split']} test sentences" in capsys.readouterr().out
+    assert train(tmp_path / "none", *flags, "--no_final_test") == 0
+    assert not any(name.startswith("test/") for name in summary(tmp_path / "none"))
+    assert "not evaluated" in capsys.readouterr().out
+    assert train(tmp_path / "none", "--eval_only", "--no_final_test") == 2
+    assert error_lines(capsys) == ["error: --eval_only evaluates the test split: leave out --no_final_test"]
+
+
 def test_patience_ends_a_run_that_gets_no_better(train, tmp_path, monkeypatch):
     genuine = train_translation.evaluate
 

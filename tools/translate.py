@@ -55,11 +55,20 @@ class Translator:
         """Translations in the order of the sentences; an empty sentence stays empty.
 
         Beam search with the run's own settings unless told otherwise; `temperature` > 0 samples instead.
+        A sentence is cut after the run's `eval_max_len` tokens, and a line on stderr says of how many.
         Of a run with masked numbers, those of each sentence are copied into its translation.
         """
         written = [i for i, sentence in enumerate(sentences) if sentence.strip()]
         sources = [sentences[i] for i in written]
-        tokens = [[*sentence, EOS_ID] for sentence in self.source_tokenizer.encode(sources)]
+        most = self.config.eval_max_len - 1  # the end mark comes on top
+        encoded = self.source_tokenizer.encode(sources)
+        if n_cut := sum(len(sentence) > most for sentence in encoded):
+            print(
+                f"warning: {n_cut:,} of {len(sources):,} lines have more than {most + 1:,} tokens: their beginning "
+                "is translated",
+                file=sys.stderr,
+            )
+        tokens = [[*sentence[:most], EOS_ID] for sentence in encoded]
         if temperature > 0:
             outputs = []
             for i, sentence in zip(written, tokens, strict=True):

@@ -307,7 +307,7 @@ class Run:
     ) -> None:
         """Print n examples, evenly spaced over the outputs, and send them to the tracker as a table."""
         shown = range(0, len(outputs), max(len(outputs) // n, 1))[:n]
-        rows = [[inputs[i], outputs[i], targets[i]] for i in shown]
+        rows = [[_shortened(side[i]) for side in (inputs, outputs, targets)] for i in shown]
         self.print("\n".join(f"  {source}\n    -> {output}\n    == {target}" for source, output, target in rows))
 
         def send(run):
@@ -408,6 +408,11 @@ class Run:
         with writing(path, training=True):
             write_whole(path, json.dumps(summary, indent=1) + "\n")
         self._with_wandb(lambda run: run.summary.update(summary))
+
+
+def _shortened(text: str, most: int = 500) -> str:
+    """The text's first characters, and a mark where there were more."""
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

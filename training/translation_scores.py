@@ -120,11 +120,14 @@ def report_translations(
     run.log_samples(sources, hypotheses, references, step, n=5)
     rest = metrics.get("bleu_without_near_duplicates")
     n_rest = round((1 - metrics["near_duplicates"]) * len(translations))
+    n, n_cut = metrics["n_sentences"], metrics.get("n_sources_cut", 0)
+    n_all = metrics.get("n_sentences_in_split", n)
     run.print(
         f"{name} BLEU {metrics['bleu']:.2f}  {metrics['bleu_signature']}\n"
         f"{name} brevity penalty {metrics['brevity_penalty']:.3f}\n"
         f"{name} chrF {metrics['chrf']:.2f}  {metrics['chrf_signature']}\n"
-        f"{metrics['n_sentences']:,} {name} sentences"
+        f"{n:,} {f'of the {n_all:,} ' if n < n_all else ''}{name} sentences"
+        + (f", {n_cut:,} of them cut at --eval_max_len" if n_cut else "")
         + (", in lower case" if "|case:lc|" in metrics["bleu_signature"] else "")
         + f"; {metrics['near_duplicates']:.1%} are at most one word away from a training source: "
         + ("none is left" if rest is None else f"BLEU {rest:.2f} on the other {n_rest:,}")

@@ -13,7 +13,16 @@ import pytest
 
 from data.bpe_dropout import BPEDropout
 from data.errors import DataError
-from data.tokenization import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, UNK_ID, TextTokenizer
+from data.tokenization import (
+    BOS_ID,
+    EOS_ID,
+    MAX_WORD,
+    PAD_ID,
+    SPECIAL_TOKENS,
+    UNK_ID,
+    TextTokenizer,
+    _with_long_words_cut,
+)
 
 ROOT = Path(__file__).parents[2]
 EUROPARL = ROOT.parent / "shared" / "data" / "text" / "europarl7_short_lc.en-it.en.gz"
@@ -238,3 +247,34 @@ def test_real_text(kind):
     assert tokenizer.vocab_size == 4000
     assert sum(map(len, ids)) < 2 * sum(len(text.split()) for text in texts)
     assert tokenizer.decode(ids) == [normalised(text) for text in texts]
+
+
+N = 100_000
+MONSTERS = {
+    "letters": "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyzABCDEFGH", k=N)),
+    "one letter": "a" * N,
+    "digits": "1" * N,
+    "marks": "!" * N,
+    "emoji": "\N{GRINNING FACE}" * N,
+    "accents": "a" + "\u0301\u0327" * (N // 2),
+    "ideographs": "漢" * N,
+    "words": "il gatto " * N,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_monstrous_line_is_read_in_training_and_after_it(kind):
+    """The unigram trainer dies of a word of 100,000 letters, and the BPE trainer takes its square in time."""
+    start = time.process_time()
+    tokenizer = TextTokenizer.train([*CORPUS, *MONSTERS.values()], kind, 300, mask_numbers=True)
+    assert all(tokenizer.encode([*CORPUS, *MONSTERS.values()]))
+    assert max(map(len, tokenizer.backend.get_vocab())) <= MAX_WORD + 1  # and the space before
+    assert time.process_time() - start < 60
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_words_change_nothing_for_others(kind):
+    expected = TextTokenizer.train(CORPUS, kind, 300).to_json()
+    assert TextTokenizer.train(list(map(_with_long_words_cut, CORPUS)), kind, 300).to_json() == expected
+    assert _with_long_words_cut("a" * MAX_WORD + " " + "b" * MAX_WORD + ".c") == f"{'a' * 256} {'b' * 256}.c"
+    assert _with_long_words_cut("x " + "a" * (2 * MAX_WORD + 1)) == f"x {'a' * 256} {'a' * 256} a"

@@ -5,6 +5,7 @@ import pytest
 
 from data.errors import DataError
 from data.parallel_text import ParallelText
+from data.tokenization import MAX_WORD
 from data.translation import CorpusSplits, TranslationCorpus, load_splits
 
 SETTINGS = {"kind": "bpe", "vocab_size": 300, "min_frequency": 1, "lowercase": False, "joint": False, "max_len": 40}
@@ -217,6 +218,26 @@ def test_a_maximum_length_that_leaves_nothing_is_named():
     text = some_text()
     with pytest.raises(DataError, match="all 400 training pairs have more than --max_len 2 tokens"):
         TranslationCorpus(CorpusSplits(text, text, text), **SETTINGS | {"max_len": 2})
+
+
+def test_what_cannot_fit_is_fed_to_no_tokenizer_and_long_heldout_lines_are_cut(monkeypatch):
+    """SETTINGS have max_len 40, so that training pairs of more than 40 x 256 characters cannot fit."""
+    text, monster = some_text(), "".join("xyz"[i % 3] for i in range(40 * MAX_WORD + 1))
+    train = ParallelText([text.sources[0], monster, *text.sources[1:]], [text.targets[0], "x", *text.targets[1:]])
+    held_out = ParallelText(["a house", "house " * 3000], ["house " * 3000, "a"])
+    plain = TranslationCorpus(CorpusSplits(text, text, text), **SETTINGS)
+    for dropout in (0.0, 0.1):
+        corpus = TranslationCorpus(
+            CorpusSplits(train, held_out, held_out), **SETTINGS, eval_max_len=100, bpe_dropout=dropout
+        )
+        assert corpus.source_tokenizer.to_json() == plain.source_tokenizer.to_json()
+        assert (corpus.n_unread, corpus.n_too_long, len(corpus.training_pairs(0))) == (1, 1, len(text))
+    assert "1 of them by their characters" in str(corpus)
+    assert corpus.test.source.lengths.max() == corpus.test.target.lengths.max() == 99
+    assert corpus.was_cut["test"].tolist() == [False, True]
+    assert "cut there (--eval_max_len): valid 1, test 1" in str(corpus) and "cut" not in str(plain)
+    with pytest.raises(DataError, match="no training pair is left"):
+        TranslationCorpus(CorpusSplits(ParallelText([monster], ["x"]), held_out, held_out), **SETTINGS)
 
 
 def test_bpe_dropout_draws_by_seed_and_epoch():

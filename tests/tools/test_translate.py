@@ -58,6 +58,14 @@ def test_order_and_empty_lines_are_kept(finished):
     assert translator(["\N{SNOWMAN}"])  # an unknown character is no error
 
 
+def test_the_beginning_of_a_monstrous_line_is_translated(finished, capsys):
+    translator = Translator(finished)
+    sentences = ["1 2 3", "5" * 200_000]
+    assert translator(sentences, beam_size=1)[0] == translator(["1 2 3"], beam_size=1)[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: 1 of 2 lines have more than 1,024 tokens")
+
+
 def test_samples_follow_their_seed(finished):
     translator = Translator(finished)
     draws = [translator(["1 2 3", "4 5 6"], temperature=1.5, seed=seed) for seed in (0, 0, 1)]
