@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from data.errors import DataError
@@ -66,6 +67,7 @@ class SplitPairs:
     train: list[Pair]
     test: list[Pair]
     notes: list[str]  # what a user should know of how they were found, a line each
+    in_line: tuple[tuple[Pair, ...], ...] = ()  # of train: what is held out next, where the hash decides
 
 
 @dataclass(frozen=True)
@@ -313,9 +315,9 @@ def _split_by_lists(
     rest = [pair for pair in pairs.values() if pair.name not in places]
     notes = [f"split by {' and '.join(str(lists[split]) for split in chosen)}"]
     if held_out is None and not rest:
-        train, test = _held_out_by_hash(chosen["train"])
-        notes.append(f"{lists['train']} lists all pictures, so {len(test)} of them are held out for the test")
-        return SplitPairs(train, test, notes)
+        train, test, in_line = _held_out_by_hash(chosen["train"])
+        notes.append(f"{lists['train']} lists all pictures, so some are held out for the test, by their hash")
+        return SplitPairs(train, test, notes, in_line)
     if held_out and "valid" in lists and held_out != "valid":
         notes.append(f"{lists['valid']} is not used")
     train, test = chosen.get("train", rest), chosen[held_out] if held_out else rest
@@ -400,15 +402,16 @@ def _split_by_folders(
         return SplitPairs(train, by_split[held_out], notes)
     if len(train) < 2:
         raise DataError(f"{data_dir} has one picture with a mask: give two at least, one of them is for the test")
-    train, test = _held_out_by_hash(train)
-    notes = [
-        *notes,
-        f"no split is given: {len(test)} of the pictures are held out for the test, by the hash of their files",
-    ]
-    return SplitPairs(train, test, notes)
+    train, test, in_line = _held_out_by_hash(train)
+    notes = [*notes, "no split is given: the test pictures are held out by the hash of their files"]
+    return SplitPairs(train, test, notes, in_line)
 
 
-def _held_out_by_hash(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+def _held_out_by_hash(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair], tuple[tuple[Pair, ...], ...]]:
+    """Training pairs, test pairs, and the training pairs in the order in which they would be held out.
+
+    Pairs of equal pictures stay together.
+    """
     positions = {pair.name: _position(pair.picture) for pair in pairs}
     enough = min(_FEWEST_TEST, len(pairs) - 1)
     limit = max(_TEST_FRACTION, sorted(positions.values())[enough - 1])
@@ -416,7 +419,9 @@ def _held_out_by_hash(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
     train = [pair for pair in pairs if positions[pair.name] > limit]
     if not train:
         raise DataError(f"{pairs[0].picture} and the other {len(pairs) - 1} pictures are all alike: give others")
-    return train, test
+    ordered = sorted(train, key=lambda pair: positions[pair.name])
+    in_line = (tuple(group) for _, group in groupby(ordered, key=lambda pair: positions[pair.name]))
+    return train, test, tuple(in_line)
 
 
 def _position(path: Path) -> float:

@@ -25,8 +25,8 @@ from data.mask_classes import (
     is_table,
     read_class_table,
 )
-from data.mask_layouts import Pair, find_pairs
-from data.masked_images import MaskSplit, MaskSplits
+from data.mask_layouts import Pair, SplitPairs, find_pairs
+from data.masked_images import IGNORE, MaskSplit, MaskSplits
 from data.picture_files import decoding, open_picture, to_rgb
 
 if TYPE_CHECKING:
@@ -57,15 +57,37 @@ def load_masked_folder(data_dir: Path, *, image_size: int, ignore_value: int | N
     table, table_note = _find_table(data_dir)
     masks = _decoded(found.train + found.test, image_size)
     classes, numbers = _class_numbers(masks, table, ignore_value)
-    n_train = len(found.train)
+    pairs = found.train + found.test
+    is_test = _with_two_classes(found, numbers)
     train, test = (
         MaskSplit(
-            torch.from_numpy(masks.images[part]), torch.from_numpy(numbers[part]), [pair.name for pair in pairs]
+            torch.from_numpy(masks.images[rows]), torch.from_numpy(numbers[rows]), [pairs[row].name for row in rows]
         )
-        for part, pairs in ((slice(n_train), found.train), (slice(n_train, None), found.test))
+        for rows in (np.flatnonzero(~is_test), np.flatnonzero(is_test))
     )
     notes = [*found.notes, *table_note, classes.described()]
     return MaskSplits(train, test, classes.names, classes.values, tuple(notes))
+
+
+def _with_two_classes(found: SplitPairs, numbers: np.ndarray) -> np.ndarray:
+    """(N,) bool of training and test pairs, which of them are for the test.
+
+    Where a hash chose test pictures of one class alone, as it may of few or of small objects, the next one in its
+    order that has another joins them.
+    """
+    rows = {pair.name: row for row, pair in enumerate(found.train + found.test)}
+    is_test = np.arange(len(numbers)) >= len(found.train)
+
+    def classes(chosen) -> set[int]:
+        return set(np.unique(numbers[chosen]).tolist()) - {IGNORE}
+
+    if len(classes(is_test)) < 2 and len(found.in_line) > 1:
+        for group in found.in_line:
+            chosen = [rows[pair.name] for pair in group]
+            if classes(chosen) - classes(is_test):
+                is_test[chosen] = True
+                break
+    return is_test
 
 
 def _find_table(data_dir: Path) -> tuple[tuple[ListedClass, ...] | None, list[str]]:

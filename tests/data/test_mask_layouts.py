@@ -110,7 +110,7 @@ def test_with_one_list_the_rest_is_the_other_split(tmp_path):
     assert [p.name for p in find_pairs(tmp_path).test] == ["images/a0", "images/a2", "images/a3"]
     (tmp_path / "train.txt").write_text("a0\na1\na2\na3\n")
     found = find_pairs(tmp_path)
-    assert len(found.test) == 2 and len(found.train) == 2 and "held out" in found.notes[1]
+    assert len(found.test) == 2 and len(found.train) == 2 and "lists all pictures" in found.notes[1]
 
 
 def test_lists_that_cannot_be_followed(tmp_path):

@@ -4,6 +4,7 @@ from mask_sets import SIZE, blocks, fails, load, write_mask, write_pairs, write_
 from PIL import Image
 
 from data import masked_folders
+from data.mask_layouts import find_pairs
 
 BLACK, RED, GREEN, WHITE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)
 VOC = {0: BLACK, 1: (128, 0, 0), 2: (0, 128, 0), 255: (224, 224, 192)}
@@ -129,6 +130,22 @@ def test_listed_classes(write, save, name, table, expected, names):
     (root / name).write_text(table)
     splits = assert_masks(root, expected)
     assert splits.class_names == names and str(root / name) in " ".join(splits.notes)
+
+
+def test_of_few_pictures_the_test_gets_one_with_something_on_it(tmp_path):
+    write_pairs(tmp_path, "images/a{}.jpg", "masks/a{}.png", values=(0, 0))
+    held_out = set(load_pairs(tmp_path))
+    for i in range(12):
+        if f"images/a{i}" not in held_out:
+            write_mask(tmp_path / f"masks/a{i}.png", (0, 255), i)
+    splits = load(tmp_path)
+    assert held_out < set(splits.test.names) and len(splits.test) == len(held_out) + 1
+    assert len(splits.test.masks.unique()) == len(splits.train.masks.unique()) == 2
+    assert not set(splits.train.names) & set(splits.test.names) and len(splits.train) + len(splits.test) == 12
+
+
+def load_pairs(root):
+    return [pair.name for pair in find_pairs(root).test]
 
 
 def test_values_that_mean_nothing_or_two_things_are_refused(write, tmp_path):
