@@ -10,20 +10,24 @@ from data.errors import DataError
 from data.image_rows import MAX_CLASSES, ImageRows, RowSplits, read_bytes, reason
 
 
-def read_cifar_pickles(data_dir: Path) -> RowSplits | None:
-    """cifar-10-batches-py or cifar-100-python (with its fine labels), given as such or as a folder in `data_dir`.
+def _holds_cifar_10(folder: Path) -> bool:
+    return (folder / "data_batch_1").is_file()
 
-    None without such files. Raises DataError for a file that is missing or damaged, and for a pickle that holds
-    anything but what the CIFAR files do; nothing in it is executed.
+
+def holds_cifar_pickles(folder: Path) -> bool:
+    return _holds_cifar_10(folder) or ((folder / "train").is_file() and (folder / "meta").is_file())
+
+
+def read_cifar_pickles(folder: Path) -> RowSplits:
+    """cifar-10-batches-py or cifar-100-python (with its fine labels).
+
+    Raises DataError for a file that is missing or damaged, and for a pickle that holds anything but what the CIFAR
+    files do; nothing in it is executed.
     """
-    for folder in (data_dir, data_dir / "cifar-10-batches-py"):
-        if (folder / "data_batch_1").is_file():
-            train = [folder / f"data_batch_{number}" for number in range(1, 6)]
-            return _read_batches(train, folder / "test_batch", folder / "batches.meta", "")
-    for folder in (data_dir, data_dir / "cifar-100-python"):
-        if (folder / "train").is_file() and (folder / "meta").is_file():
-            return _read_batches([folder / "train"], folder / "test", folder / "meta", "fine_")
-    return None
+    if _holds_cifar_10(folder):
+        train = [folder / f"data_batch_{number}" for number in range(1, 6)]
+        return _read_batches(train, folder / "test_batch", folder / "batches.meta", "")
+    return _read_batches([folder / "train"], folder / "test", folder / "meta", "fine_")
 
 
 def _read_batches(train: list[Path], test: Path, meta: Path, prefix: str) -> RowSplits:
@@ -114,18 +118,18 @@ def _text(string: bytes | str) -> str:
     return string.decode(errors="replace") if isinstance(string, bytes) else string
 
 
-def read_cifar_binary(data_dir: Path) -> RowSplits | None:
-    """cifar-10-batches-bin, given as such or as a folder in `data_dir`.
+def holds_cifar_binary(folder: Path) -> bool:
+    return (folder / "data_batch_1.bin").is_file()
 
-    A row is one byte of label, then 3×32×32 of pixels. None without such files. Raises DataError for a file
-    that is missing or cut short.
+
+def read_cifar_binary(folder: Path) -> RowSplits:
+    """cifar-10-batches-bin: a row is one byte of label, then 3×32×32 of pixels.
+
+    Raises DataError for a file that is missing or cut short.
     """
-    for folder in (data_dir, data_dir / "cifar-10-batches-bin"):
-        if (folder / "data_batch_1.bin").is_file():
-            train = _joined([_read_binary_batch(folder / f"data_batch_{number}.bin") for number in range(1, 6)])
-            names = read_bytes(folder / "batches.meta.txt").decode(errors="replace").split()
-            return train, _read_binary_batch(folder / "test_batch.bin"), tuple(names)
-    return None
+    train = _joined([_read_binary_batch(folder / f"data_batch_{number}.bin") for number in range(1, 6)])
+    names = read_bytes(folder / "batches.meta.txt").decode(errors="replace").split()
+    return train, _read_binary_batch(folder / "test_batch.bin"), tuple(names)
 
 
 def _read_binary_batch(path: Path) -> ImageRows:

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import DataError
-from data.image_rows import HELD_OUT, ImageRows, RowSplits, read_bytes
+from data.image_rows import HELD_OUT, ImageRows, RowSplits, read_bytes, visible_folders
 
+_TRAIN_NAMES = ("train", "training")
+_HELD_OUT_NAMES = ("test", "testing", *HELD_OUT[1:])  # the first one that is there is the test split
 _TEST_FRACTION = 0.1  # of class folders that come without a held-out split
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -15,16 +17,18 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", 
 def read_class_folders(data_dir: Path) -> RowSplits | None:
     """train/CLASS/*.png (or .jpg, ...) with test/CLASS/*.png, or class folders alone; classes by sorted names.
 
+    Images may lie at any depth below their class, and all of it in one folder more, as archives unpack.
     Without a held-out folder, the hash of each file decides whether it is held out, so equal files fall on the
     same side; of a class of two images or more, one is held out. None without class folders. Raises DataError for
     a class without images, for one that only the held-out split has, and for a file that cannot be read.
     """
-    root = data_dir / "train" if _class_folders(data_dir / "train") else data_dir
+    data_dir = _unwrapped(data_dir)
+    train, held_out = (_folders_called(data_dir, names) for names in (_TRAIN_NAMES, _HELD_OUT_NAMES))
+    root = train[0] if train else data_dir
     names = tuple(_class_folders(root))
-    if set(names) <= {"train", *HELD_OUT}:  # no folders, or those of splits without classes in them
+    if {name.lower() for name in names} <= {*_TRAIN_NAMES, *_HELD_OUT_NAMES}:  # none, or splits without classes
         return None
     rows = _read_classes(root, names)
-    held_out = [data_dir / name for name in HELD_OUT if _class_folders(data_dir / name)]
     if held_out:
         return rows, _read_classes(held_out[0], names), names
     is_test = _held_out(rows)
@@ -33,15 +37,34 @@ def read_class_folders(data_dir: Path) -> RowSplits | None:
 
 def _class_folders(root: Path) -> list[str]:
     """The sorted names of the folders in `root`, if one of them holds an image."""
-    if not root.is_dir():
-        return []
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [folder.name for folder in folders] if any(map(_image_paths, folders)) else []
+    folders = visible_folders(root)
+    has_images = any(_is_image(path, folder) for folder in folders for path in folder.rglob("*"))
+    return [folder.name for folder in folders] if has_images else []
+
+
+def _unwrapped(data_dir: Path) -> Path:
+    """The folder itself, or the only one in it where that holds the classes or splits."""
+    folders = visible_folders(data_dir)
+    if len(folders) != 1 or folders[0].name.lower() in (*_TRAIN_NAMES, *_HELD_OUT_NAMES):
+        return data_dir
+    has_images = any(_is_image(path, folders[0]) for path in folders[0].iterdir())
+    return data_dir if has_images or not _class_folders(folders[0]) else _unwrapped(folders[0])
+
+
+def _folders_called(data_dir: Path, names: tuple[str, ...]) -> list[Path]:
+    """The folders with classes in them that have one of the names, in any case, in the order of the names."""
+    folders = [folder for folder in visible_folders(data_dir) if folder.name.lower() in names]
+    return sorted(filter(_class_folders, folders), key=lambda folder: names.index(folder.name.lower()))
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    """By its suffix; macOS leaves ._NAME.png, and notebooks .ipynb_checkpoints."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in _SUFFIXES and not hidden
 
 
 def _image_paths(folder: Path) -> list[Path]:
-    paths = (path for path in folder.glob("[!.]*") if path.suffix.lower() in _SUFFIXES)  # macOS leaves ._NAME.png
-    return sorted(paths)
+    return sorted(path for path in folder.rglob("*") if _is_image(path, folder))
 
 
 def _read_classes(root: Path, names: tuple[str, ...]) -> ImageRows:

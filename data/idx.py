@@ -12,15 +12,17 @@ from data.errors import DataError
 from data.image_rows import ImageRows, RowSplits, read_bytes, reason
 
 
-def read_mnist(data_dir: Path) -> RowSplits | None:
+def holds_mnist(folder: Path) -> bool:
+    return bool(_idx_paths(folder, "train-images", 3))
+
+
+def read_mnist(folder: Path) -> RowSplits:
     """The four files train-images-idx3-ubyte and so on (or train-images.idx3-ubyte), each plain or gzipped.
 
-    None without the training images. Raises DataError for a file that is missing, damaged, cut short or of
-    another type, and for images and labels that differ in number.
+    Raises DataError for a file that is missing, damaged, cut short or of another type, and for images and labels
+    that differ in number.
     """
-    if not _idx_paths(data_dir, "train-images", 3):
-        return None
-    train, test = (_read_idx_split(data_dir, name) for name in ("train", "t10k"))
+    train, test = (_read_idx_split(folder, name) for name in ("train", "t10k"))
     return train, test, None
 
 

@@ -9,34 +9,40 @@ from data.errors import DataError
 from data.image_rows import HELD_OUT, ImageRows, RowSplits, reason
 
 
-def read_parquet(data_dir: Path) -> RowSplits | None:
-    """train-*.parquet and the held-out split's shards, in `data_dir` or one of its subfolders.
+def holds_parquet(folder: Path) -> bool:
+    return bool(_shards(folder, "train"))
 
-    None without training shards. Raises DataError for a shard or split that is missing, a damaged file, columns
-    that cannot be used, missing values, and subfolders with a data set each.
+
+def read_parquet(folder: Path) -> RowSplits:
+    """train-*.parquet (or train/*.parquet, as the hub converts) and the shards of the held-out split likewise.
+
+    Raises DataError for a shard or split that is missing, a damaged file, columns that cannot be used and missing
+    values.
     """
-    subfolders = sorted(path for path in data_dir.iterdir() if path.is_dir())
-    folders = [folder for folder in (data_dir, *subfolders) if _shards(folder, "train")]
-    if not folders:
-        return None
-    if len(folders) > 1 and folders[0] != data_dir:
-        names = ", ".join(folder.name for folder in folders)
-        raise DataError(f"{data_dir} holds several data sets in parquet ({names}): give one as --data_dir")
-    test_paths = next(filter(None, (_shards(folders[0], split) for split in HELD_OUT)), None)
+    test_paths = next(filter(None, (_checked_shards(folder, split) for split in HELD_OUT)), None)
     if test_paths is None:
-        raise DataError(f"{folders[0]} has train-*.parquet but no test-*.parquet nor validation-*.parquet")
-    train, names = rows_of_tables([_parquet_table(path) for path in _shards(folders[0], "train")])
+        raise DataError(
+            f"{folder} has train-*.parquet (or train/*.parquet) but no test-*.parquet nor validation-*.parquet"
+        )
+    train, names = rows_of_tables([_parquet_table(path) for path in _checked_shards(folder, "train")])
     test, _ = rows_of_tables([_parquet_table(path) for path in test_paths])
     return train, test, names
 
 
 def _shards(folder: Path, split: str) -> list[Path]:
-    """Such as train-00000-of-00004.parquet to train-00003-of-00004.parquet, or train.parquet."""
-    paths = sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")])
+    """Such as train-00000-of-00004.parquet to train-00003-of-00004.parquet, train.parquet or train/0000.parquet."""
+    beside = [*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")]
+    return sorted(beside or (folder / split).glob("*.parquet"))
+
+
+def _checked_shards(folder: Path, split: str) -> list[Path]:
+    paths = _shards(folder, split)
     for path in paths:
         total = path.stem.rpartition("-of-")[2]
         if "-of-" in path.stem and total.isdigit() and len(paths) != int(total):
-            raise DataError(f"{folder} holds {len(paths)} of {path.name}'s {int(total)} shards: fetch all of them")
+            raise DataError(
+                f"{path.parent} holds {len(paths)} of {path.name}'s {int(total)} shards: fetch all of them"
+            )
     return paths
 
 

@@ -24,6 +24,13 @@ class ImageRows:
 RowSplits = tuple[ImageRows, ImageRows, tuple[str, ...] | None]
 
 
+def visible_folders(folder: Path) -> list[Path]:
+    """The folders in `folder`, sorted, without hidden ones and what macOS leaves in archives."""
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX"))
+    )
+
+
 def read_bytes(path: Path) -> bytes:
     """A file's content. Raises DataError if it cannot be read."""
     try:

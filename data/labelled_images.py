@@ -12,21 +12,15 @@ import torch
 from torch import Tensor
 
 from data.cache import cached_arrays, content_key
-from data.cifar_archives import read_cifar_binary, read_cifar_pickles
-from data.class_folders import read_class_folders
 from data.errors import DataError
 from data.hub import load_from_hub
-from data.idx import read_mnist
-from data.image_parquet import read_parquet, rows_of_tables
+from data.image_layouts import LAYOUTS, read_image_folder
+from data.image_parquet import rows_of_tables
 from data.image_rows import HELD_OUT, MAX_CLASSES, ImageRows, RowSplits, reason
 from data.memory import require_memory
 
 _MODES = {1: "L", 3: "RGB"}  # Pillow's names, by the number of channels
 _CACHE_FORMAT = 1  # to be raised when decode_image gives other pixels than before
-_LAYOUTS = (
-    "train-*.parquet with test-*.parquet, cifar-10-batches-py, cifar-100-python, cifar-10-batches-bin, "
-    "train-images-idx3-ubyte[.gz] and the three other MNIST files, or train/CLASS/*.png with test/CLASS/*.png"
-)
 
 
 @dataclass(frozen=True)
@@ -64,12 +58,14 @@ def load_image_splits(
     """The training and test images of `data_dir`, or else of a hub data set such as "uoft-cs/cifar10".
 
     data_dir: a folder in one of these layouts. With it, `dataset` is not read and no network is used.
-        - the hub's parquet: train-*.parquet and test-*.parquet (or validation-*, valid-*), also in a subfolder,
-          of a column `img` or `image` of encoded images and a column `label`, `fine_label` or, if it has but
-          one column of integers, that one;
-        - cifar-10-batches-py, cifar-100-python or cifar-10-batches-bin, as their authors pack them;
+        - the hub's parquet: train-*.parquet and test-*.parquet (or validation-*, valid-*), or train/*.parquet and
+          test/*.parquet, of a column `img` or `image` of encoded images and a column `label`, `fine_label` or,
+          if it has but one column of integers, that one;
+        - cifar-10-batches-py, cifar-100-python or cifar-10-batches-bin, as their authors pack them, or the archive;
         - MNIST's four IDX files, plain or gzipped;
-        - train/CLASS/*.png (or .jpg, .webp, ...) and test/CLASS/*.png (or validation, valid, val). Without a
+        - one of these, one folder or two below, such as torchvision's MNIST/raw and the hub's plain_text/train;
+        - train/CLASS/*.png (or .jpg, .webp, ...) and test/CLASS/*.png (or validation, valid, val, in any case),
+          at any depth below the class. Without a
           held-out folder, or with class folders alone, about a tenth of the images is held out by the hash of
           their files, so equal files fall on the same side.
     image_size, n_channels: what the images become: squares of `image_size` pixels in RGB (3) or grey (1).
@@ -86,7 +82,7 @@ def load_image_splits(
         train, test, names = _download(dataset)
         source = dataset
     else:
-        train, test, names = _read_folder(Path(data_dir))
+        train, test, names = read_image_folder(Path(data_dir))
         source = str(data_dir)
     for split, rows in (("training", train), ("test", test)):
         if not rows.places:
@@ -135,20 +131,10 @@ def _check_labels(rows: ImageRows, n_classes: int) -> None:
         )
 
 
-def _read_folder(data_dir: Path) -> RowSplits:
-    if not data_dir.is_dir():
-        raise DataError(f"--data_dir {data_dir} is not a folder")
-    for read in (read_parquet, read_cifar_pickles, read_cifar_binary, read_mnist, read_class_folders):
-        splits = read(data_dir)
-        if splits is not None:
-            return splits
-    raise DataError(f"{data_dir} holds none of the layouts that are understood: {_LAYOUTS}")
-
-
 def _download(dataset: str) -> RowSplits:
     splits = load_from_hub(
         dataset,
-        ways_out=f"or give --data_dir with a copy ({_LAYOUTS}), or run the recipe demo, which needs no data",
+        ways_out=f"or give --data_dir with a copy ({LAYOUTS}), or run the recipe demo, which needs no data",
     )
     held_out = next((name for name in HELD_OUT if name in splits), None)
     if "train" not in splits or held_out is None:
