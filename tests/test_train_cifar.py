@@ -2,10 +2,13 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -222,6 +225,46 @@ def test_accumulation_trains_as_the_doubled_batch_where_there_is_no_norm(train, 
     expected = final_weights(tmp_path / "doubled")
     for name, tensor in final_weights(tmp_path / "accumulated").items():
         torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=0, msg=name)
+
+
+def test_a_signal_during_an_evaluation_is_waited_for_and_costs_nothing(train, tmp_path, monkeypatch):
+    assert train(tmp_path / "whole") == 0
+    genuine = train_cifar.evaluate
+    calls = []
+
+    def evaluate_and_be_asked_to_end(*args, **options):
+        if not calls:
+            signal.raise_signal(signal.SIGTERM)
+        calls.append(args)
+        return genuine(*args, **options)
+
+    monkeypatch.setattr(train_cifar, "evaluate", evaluate_and_be_asked_to_end)
+    assert train(tmp_path / "run") == 143
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-11").exists() and len(calls) == 1
+    assert train(tmp_path / "run", "--resume", "latest") == 0
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ended", ["the launcher", "one of both"])
+def test_two_processes_save_and_end_together_when_their_launcher_or_one_of_them_is_ended(tmp_path, ended):
+    launcher = launch(tmp_path / "run", "--max_train_steps", 100_000, "--log_every", 1, config="cpu_2proc")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists():
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    processes = psutil.Process(launcher.pid).children()
+    assert len(processes) == 2
+    if ended == "the launcher":
+        launcher.kill()
+    else:
+        processes[1].terminate()
+    _, err = launcher.communicate(timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert not alive
+    assert "SIGTERM: saved" in err and "Traceback" not in err.partition("SIGTERM: saved")[0]
+    assert len(list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))) >= 1
 
 
 def evaluate_in_process(rank: int, n_processes: int, store: str, folder: Path) -> None:
