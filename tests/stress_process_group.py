@@ -4,7 +4,8 @@
 
 Both processes are forked from a parent that has imported everything, so that a launch takes a fraction of a second;
 each opens a process group, trains, closes the group and ends as a launched script does. With `--py_spy`, the stacks
-of a run that hangs are printed, native frames too. Ends with 1 if any run hung or failed. Not collected by pytest.
+of a run that hangs are printed, native frames too. Ends with 1 if any run hung or failed. Not collected by pytest;
+results/process-group.txt is what it printed.
 """
 
 import argparse
