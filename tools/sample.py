@@ -28,7 +28,7 @@ from training.cvae_figures import (
 )  # fmt: skip
 from training.errors import UsageError
 from training.image_figures import plot_image_grid
-from training.ranges import BatchSize, Seed, Temperature
+from training.ranges import Columns, Seed, Temperature
 
 
 class Sampler:
@@ -97,7 +97,7 @@ def write_pictures(
 def main(
     run: Positional[PathFlag],
     label: Annotated[tuple[str, ...], tyro.conf.arg(help="names of classes; without, all of them")] = (),
-    n: Annotated[BatchSize, tyro.conf.arg(help="pictures of each label")] = 10,
+    n: Annotated[Columns, tyro.conf.arg(help="pictures of each label")] = 10,
     seed: Annotated[Seed, tyro.conf.arg(help="another one draws other pictures")] = 0,
     temperature: Annotated[Temperature, tyro.conf.arg(help="below 1: less varied, more typical pictures")] = 1.0,
     output: Annotated[PathFlag, tyro.conf.arg(help="PNG file to write")] = "samples.png",

@@ -75,6 +75,7 @@ Width = Annotated[int, *_flag(int, at_least=1, at_most=10**6)]  # channels or fe
 Layers = Annotated[int, *_flag(int, at_least=1, at_most=200)]
 Halvings = Annotated[int, *_flag(int, at_least=1, at_most=12)]  # of an image's side
 Components = Annotated[int, *_flag(int, at_least=1, at_most=1000)]  # of a mixture
+Columns = Annotated[int, *_flag(int, at_least=1, at_most=1000)]  # of a grid of pictures
 Draws = Annotated[int, *_flag(int, at_least=0, at_most=10**5)]  # of which each takes a forward pass
 ImageSide = Annotated[int, *_flag(int, at_least=8, at_most=4096)]  # pixels
 Pixels = Annotated[int, *_flag(int, at_least=0, at_most=4096)]
