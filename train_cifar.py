@@ -69,6 +69,7 @@ from training.ranges import (
     WeightDecay,
     Width,
 )
+from training.resuming import EpochPlan, begin_next_epoch, epochs_done, flag_names, place_in_epoch, settings_of_run
 from training.run import Run, close_accelerator, open_accelerator, own_folder, sum_over_processes
 from training.schedules import one_cycle, set_lr
 
@@ -94,8 +95,8 @@ class Config:
     model: Literal["resnet", "ultimus", "speednet"] = "resnet"  # which net
     speednet_widths: tuple[Width, Width, Width] = (64, 256, 256)  # channels of SpeedNet's blocks
     # --- optimization
-    epochs: Epochs = 24  # passes over the training images
-    max_train_steps: Count = 0  # updates in all, instead of epochs; 0: by epochs
+    epochs: Epochs = 24  # passes over the training images; on a resume, another number stretches the schedule
+    max_train_steps: Count = 0  # updates in all, instead of epochs, and likewise; 0: by epochs
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"  # sgd: Nesterov's; muon: for filters, sgd for the rest
     lr: LearningRate = 0.4  # peak of the one-cycle schedule
     pct_start: Share = 0.2  # share of the updates that the rate rises for
@@ -116,7 +117,8 @@ class Config:
     eval_only: bool = False  # only evaluate the newest checkpoint of --resume, or of --output_dir
     # --- run
     output_dir: PathFlag = ""  # where the run is written; default runs/cifar/<recipe>
-    resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from
+    resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from, with its run's own settings
+    resume_changes: bool = False  # accept flags that make a resume another run; what they do to it is said
     checkpointing_steps: Count = 0  # updates between checkpoints; 0: one at each evaluation
     checkpoints_total_limit: Count = 2  # newest checkpoints that are kept; 0: all
     log_every: Count = 20  # updates between log lines
@@ -125,6 +127,21 @@ class Config:
     profile: bool = False  # profile a few updates: table and trace in <output_dir>/profile
     tracker: Literal["wandb", "none"] = "wandb"  # where metrics go besides metrics.jsonl
 
+
+# On a resume the first may be given anew; the second would make it another run (training/resuming.py).
+MAY_CHANGE = flag_names(
+    """
+    epochs max_train_steps lr pct_start anneal momentum weight_decay bias_lr_factor head_lr_factor max_grad_norm
+    ema_decay ema_narrows evaluate_every views eval_batch_size data_dir checkpointing_steps
+    checkpoints_total_limit log_every compile
+    """
+)
+MAKES_THE_RUN = flag_names(
+    """
+    recipe dataset image_size crop_padding padding_mode flip cutout brightness contrast model speednet_widths
+    optimizer label_smoothing seed
+    """
+)
 
 RECIPES: dict[str, tuple[str, Config]] = {
     "demo": (
@@ -286,6 +303,7 @@ def find_lr(accelerator, model, optimizer, augmenter, labels: Tensor, config: Co
 
 def main(config: Config) -> None:
     config = replace(config, output_dir=config.output_dir or f"runs/cifar/{config.recipe}")
+    config = settings_of_run(config, RECIPES, MAY_CHANGE, "cifar")
     if config.model != "speednet" and config.speednet_widths != RECIPES[config.recipe][1].speednet_widths:
         raise UsageError(f"--speednet_widths is none of the options of --model {config.model}")
     if config.flip == "none" and config.views != "one":
@@ -316,7 +334,6 @@ def main(config: Config) -> None:
         model.init_whitening(normalise(train_images[:5000], mean, std))
     update_size = config.batch_size * n_parts
     updates_per_epoch = math.ceil(n_train / update_size)
-    total_steps = config.max_train_steps or config.epochs * updates_per_epoch
     # What a checkpoint keeps of the data: tools need it, and a resume must find the same.
     described = {"class_names": splits.class_names, "n_train": n_train, "image_size": train_images.shape[-1],
                  "mean": mean.tolist(), "std": std.tolist()}  # fmt: skip
@@ -326,7 +343,7 @@ def main(config: Config) -> None:
     if config.resume or config.eval_only:
         resume = config.resume or config.output_dir
         checkpoint = find_checkpoint(resume, Path(config.output_dir), prefer_best=config.eval_only)
-    if checkpoint:
+    if checkpoint and not config.resume_changes:
         check_files(checkpoint, data_file)
     ema = EMA(model, config.ema_decay) if config.ema_decay > 0 else None
     if accelerator.num_processes > 1:
@@ -340,8 +357,11 @@ def main(config: Config) -> None:
     window = MetricWindow(accelerator, ("train/loss", "train/accuracy"), rate="train/images_per_second")
     seed_global_generators(Stream.DROPOUT, config.seed, accelerator.process_index)
     if checkpoint:
-        state = load_checkpoint(accelerator, model, checkpoint, ema, config.optimizer)
+        state = load_checkpoint(accelerator, model, checkpoint, ema, config.optimizer, config.resume_changes)
         window.load(state["window"])
+    planned = EpochPlan(update_size, n_train, updates_per_epoch, config.seed)
+    place_in_epoch(accelerator, config, state, planned, checkpoint, "images")
+    total_steps = config.max_train_steps or config.epochs * updates_per_epoch + state["extra_steps"]
     if config.find_lr:
         return find_lr(accelerator, model, optimizer, augmenter, train_labels, config)
 
@@ -393,7 +413,8 @@ def main(config: Config) -> None:
         window.start()
         while not done:
             augmenter.draw(state["epoch"])
-            updates = plan_epoch(n_train, update_size, config.seed, state["epoch"], device)
+            updates = plan_epoch(n_train, update_size, config.seed, state["epoch"], device, state["seen_before"])
+            state["updates_of_epoch"] = len(updates)
             for ids in updates[state["updates_in_epoch"] :]:
                 lr = one_cycle(state["step"], total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start,
                                anneal=config.anneal)  # fmt: skip
@@ -419,7 +440,7 @@ def main(config: Config) -> None:
                 saves = done or (due(config.checkpointing_steps) if config.checkpointing_steps else evaluates)
                 logs = done or due(config.log_every)
                 stops = run.stop_requested(agree=logs)
-                epoch = state["epoch"] + state["updates_in_epoch"] / len(updates)
+                epoch = epochs_done(state)
                 if logs or evaluates or saves or stops:
                     window.raise_if_diverged(state["step"], gradient_norm, last_checkpoint)
                 if logs:
@@ -442,15 +463,15 @@ def main(config: Config) -> None:
                     break
                 window.start()
             else:
-                state["epoch"], state["updates_in_epoch"] = state["epoch"] + 1, 0
+                begin_next_epoch(state)
 
     # --- the last weights on the test split, without and with test-time augmentation
     run.release_signals()
     load_weights(evaluated, last_checkpoint)
-    metrics, probabilities = evaluate_test(state["step"] / updates_per_epoch)
+    metrics, probabilities = evaluate_test(epochs_done(state))
     summary = {f"test/{name}": value for name, value in metrics.items()}
     if config.views != "one":
-        with_views, _ = evaluate_test(state["step"] / updates_per_epoch, config.views)
+        with_views, _ = evaluate_test(epochs_done(state), config.views)
         summary |= {"test/accuracy_views": with_views["accuracy"], "views": config.views}
     if accelerator.is_main_process:
         plot_curves(

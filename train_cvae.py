@@ -72,6 +72,7 @@ from training.ranges import (
     WeightDecay,
     Width,
 )
+from training.resuming import EpochPlan, begin_next_epoch, epochs_done, flag_names, place_in_epoch, settings_of_run
 from training.run import Run, close_accelerator, open_accelerator, own_folder, sum_over_processes
 from training.schedules import one_cycle, set_lr
 
@@ -115,8 +116,8 @@ class Config:
     classifier_pooling: PatchSide = 1  # pixels along the side of the squares that it sees averaged
     picture_temperature: Temperature = 1.0  # of spatial latents in pictures for a label; 0: at their priors' means
     # --- optimization
-    epochs: Epochs = 40  # passes over the training images
-    max_train_steps: Count = 0  # updates in all, instead of epochs; 0: by epochs
+    epochs: Epochs = 40  # passes over the training images; on a resume, another number stretches the schedule
+    max_train_steps: Count = 0  # updates in all, instead of epochs, and likewise; 0: by epochs
     lr: LearningRate = 2e-3  # peak of the one-cycle schedule, for AdamW
     pct_start: Share = 0.1  # share of the updates that the rate rises for
     weight_decay: WeightDecay = 0.01  # on filters and matrices; none on biases and norms
@@ -132,7 +133,8 @@ class Config:
     eval_only: bool = False  # only evaluate the newest checkpoint of --resume, or of --output_dir
     # --- run
     output_dir: PathFlag = ""  # where the run is written; default runs/cvae/<recipe>
-    resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from
+    resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from, with its run's own settings
+    resume_changes: bool = False  # accept flags that make a resume another run; what they do to it is said
     checkpointing_steps: Count = 0  # updates between checkpoints; 0: one at each evaluation
     checkpoints_total_limit: Count = 2  # newest checkpoints that are kept; 0: all
     log_every: Count = 100  # updates between log lines
@@ -141,6 +143,22 @@ class Config:
     profile: bool = False  # profile a few updates: table and trace in <output_dir>/profile
     tracker: Literal["wandb", "none"] = "wandb"  # where metrics go besides metrics.jsonl
 
+
+# On a resume the first may be given anew; the second would make it another run (training/resuming.py).
+MAY_CHANGE = flag_names(
+    """
+    epochs max_train_steps lr pct_start weight_decay max_grad_norm ema_decay evaluate_every eval_batch_size
+    iw_samples judge judge_epochs picture_temperature data_dir checkpointing_steps checkpoints_total_limit
+    log_every compile
+    """
+)
+MAKES_THE_RUN = flag_names(
+    """
+    recipe dataset image_size channels flip likelihood binarisation n_mixtures latent_dim spatial_latents width
+    n_blocks patch_size label_dim conditioning encoder_sees_label narrow_posteriors label_dropout kl_weight
+    kl_warmup free_bits probe_weight classifier_weight classifier_noise classifier_pooling seed
+    """
+)
 
 RECIPES: dict[str, tuple[str, Config]] = {
     "demo": (
@@ -308,6 +326,7 @@ def find_lr(
 
 def main(config: Config) -> None:
     config = replace(config, output_dir=config.output_dir or f"runs/cvae/{config.recipe}")
+    config = settings_of_run(config, RECIPES, MAY_CHANGE, "cvae")
     accelerator = open_accelerator(config.gradient_accumulation_steps)
     own_folder(accelerator, config.output_dir)
     device = accelerator.device
@@ -331,7 +350,6 @@ def main(config: Config) -> None:
     update_size = config.batch_size * n_parts
     plan = partial(plan_seeded_epoch, n_train, update_size, config.seed, device=device, stream=Stream.LATENT_NOISE)
     updates_per_epoch = math.ceil(n_train / update_size)
-    total_steps = config.max_train_steps or config.epochs * updates_per_epoch
     # What a checkpoint keeps of the data: tools need it, and a resume must find the same.
     described = {"class_names": names, "n_train": n_train, "image_size": config.image_size}
     data_file = {"data.json": json.dumps(described, indent=1)}
@@ -340,7 +358,7 @@ def main(config: Config) -> None:
     if config.resume or config.eval_only:
         resume = config.resume or config.output_dir
         checkpoint = find_checkpoint(resume, Path(config.output_dir), prefer_best=config.eval_only)
-    if checkpoint:
+    if checkpoint and not config.resume_changes:
         check_files(checkpoint, data_file)
     ema = EMA(model, config.ema_decay) if config.ema_decay > 0 else None
     optimizer = build_optimizer(model, config, fp16=accelerator.mixed_precision == "fp16")
@@ -355,6 +373,9 @@ def main(config: Config) -> None:
     if checkpoint:
         state = load_checkpoint(accelerator, model, checkpoint, ema)
         window.load(state["window"])
+    planned = EpochPlan(update_size, n_train, updates_per_epoch, config.seed)
+    place_in_epoch(accelerator, config, state, planned, checkpoint, "images")
+    total_steps = config.max_train_steps or config.epochs * updates_per_epoch + state["extra_steps"]
     if config.find_lr:
         return find_lr(accelerator, model, optimizer, train_images, train_labels, plan, config, total_steps)
     judge = None
@@ -396,7 +417,8 @@ def main(config: Config) -> None:
     with bar, profiler(run.output_dir, accelerator, enabled=config.profile) as profile:
         window.start()
         while not done:
-            updates = plan(state["epoch"])
+            updates = plan(state["epoch"], seen=state["seen_before"])
+            state["updates_of_epoch"] = len(updates)
             for ids, generator in updates[state["updates_in_epoch"] :]:
                 lr = one_cycle(state["step"], total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start)
                 kl_weight = warmed_kl_weight(config, state["step"], total_steps)
@@ -419,7 +441,7 @@ def main(config: Config) -> None:
                 saves = done or (due(config.checkpointing_steps) if config.checkpointing_steps else evaluates)
                 logs = done or due(config.log_every)
                 stops = run.stop_requested(agree=logs)
-                epoch = state["epoch"] + state["updates_in_epoch"] / len(updates)
+                epoch = epochs_done(state)
                 if logs or evaluates or saves or stops:
                     window.raise_if_diverged(state["step"], gradient_norm, last_checkpoint)
                 if logs:
@@ -441,12 +463,12 @@ def main(config: Config) -> None:
                     break
                 window.start()
             else:
-                state["epoch"], state["updates_in_epoch"] = state["epoch"] + 1, 0
+                begin_next_epoch(state)
 
     # --- the last weights on the test split: bounds, label hits, what the latent tells of the label, pictures
     run.release_signals()
     load_weights(evaluated, last_checkpoint)
-    metrics, latents, kl_units = evaluate_test(state["step"] / updates_per_epoch, config.iw_samples)
+    metrics, latents, kl_units = evaluate_test(epochs_done(state), config.iw_samples)
     hits = ""
     if judge:
         metrics |= label_hits(accelerator, evaluated, judge, test_images, test_targets, test_labels, config.seed)

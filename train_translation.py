@@ -40,10 +40,9 @@ from training.checkpoints import (
     find_checkpoint,
     load_checkpoint,
     load_weights,
-    read_state,
     save_checkpoint,
 )
-from training.cli import PathFlag, run_script
+from training.cli import PathFlag, flags_given, run_script
 from training.compilation import compile_model
 from training.ema import EMA
 from training.errors import UsageError
@@ -72,6 +71,7 @@ from training.ranges import (
     WeightDecay,
     Width,
 )
+from training.resuming import EpochPlan, begin_next_epoch, epochs_done, flag_names, place_in_epoch, settings_of_run
 from training.run import Run, close_accelerator, open_accelerator, own_folder, sum_over_processes
 from training.schedules import one_cycle, set_lr
 from training.translation_figures import attention_examples, plot_translation_run
@@ -137,8 +137,8 @@ class Config:
     input_feeding: bool = False  # LSTM: the attentional layer's output joins the next input; step by step
     teacher_forcing_ratio: Share = 1.0  # LSTM: chance of the true token as input, else its own; < 1: step by step
     # --- optimization
-    epochs: Epochs = 18  # passes over the training pairs
-    max_train_steps: Count = 0  # updates in all, instead of epochs; 0: by epochs
+    epochs: Epochs = 18  # passes over the training pairs; on a resume, another number stretches the schedule
+    max_train_steps: Count = 0  # updates in all, instead of epochs, and likewise; 0: by epochs
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for all matrices but embeddings and output
     lr: LearningRate = 1e-3  # peak of the one-cycle schedule
     pct_start: Share = 0.2  # share of the updates that the rate rises for
@@ -165,7 +165,8 @@ class Config:
     eval_only: bool = False  # only evaluate the best checkpoint of --resume, or of --output_dir
     # --- run
     output_dir: PathFlag = ""  # where the run is written; default runs/translation/<recipe>
-    resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from
+    resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from, with its run's own settings
+    resume_changes: bool = False  # accept flags that make a resume another run; what they do to it is said
     checkpointing_steps: Count = 0  # updates between checkpoints; 0: one after each validation
     checkpoints_total_limit: Count = 2  # newest checkpoints that are kept, besides the best; 0: all
     log_every: Count = 20  # updates between log lines
@@ -174,6 +175,25 @@ class Config:
     profile: bool = False  # profile a few updates: table and trace in <output_dir>/profile
     tracker: Literal["wandb", "none"] = "wandb"  # where metrics go besides metrics.jsonl
 
+
+# On a resume the first may be given anew; the second would make it another run (training/resuming.py).
+MAY_CHANGE = flag_names(
+    """
+    epochs max_train_steps lr pct_start beta2 weight_decay max_grad_norm ema_decay patience validate_every
+    beam_size length_penalty tune_length_penalty length_normalization test_sentences final_test eval_max_len
+    eval_batch_size eval_max_tokens data_dir
+    extra_test_files checkpointing_steps checkpoints_total_limit log_every compile
+    """
+)
+MAKES_THE_RUN = flag_names(
+    """
+    recipe dataset dataset_config dataset_revision languages train_files valid_files test_files valid_fraction
+    test_fraction max_length_ratio tokenizer vocab_size min_frequency lowercase mask_numbers bpe_dropout max_len
+    model dropout tied_embeddings d_model n_heads n_encoder_layers n_decoder_layers d_ff attention_dropout
+    activation_dropout pre_norm positions embedding_dim hidden_size n_layers attentional_layer early_attention
+    input_feeding teacher_forcing_ratio optimizer label_smoothing seed bleu_tokenizer valid_sentences
+    """
+)
 
 DE_EN = {"dataset": "IWSLT/iwslt2017", "dataset_config": "iwslt2017-de-en", "languages": ("de", "en"),
          "dataset_revision": "refs/convert/parquet"}  # fmt: skip
@@ -353,8 +373,10 @@ def find_lr(accelerator, model, optimizer, planner, corpus: TranslationCorpus, c
 
 def main(config: Config) -> None:
     config = replace(config, output_dir=config.output_dir or f"runs/translation/{config.recipe}")
+    config = settings_of_run(config, RECIPES, MAY_CHANGE, "translation", OLD_RULES)
     for name in TRANSFORMER_OPTIONS if config.model == "lstm" else LSTM_OPTIONS:
-        if getattr(config, name) != getattr(RECIPES[config.recipe][1], name):
+        differs = getattr(config, name) != getattr(RECIPES[config.recipe][1], name)
+        if differs and name in flags_given(config, RECIPES):  # of a resumed run the recipe may say otherwise now
             raise UsageError(f"--{name} is none of the options of --model {config.model}")
     if config.eval_only and not config.final_test:
         raise UsageError("--eval_only evaluates the test split: leave out --no_final_test")
@@ -400,7 +422,6 @@ def main(config: Config) -> None:
 
     planner = plan(corpus.training_pairs(0))
     first_epoch = planner.plan_epoch(0)
-    total_steps = config.max_train_steps or config.epochs * len(first_epoch)
 
     checkpoint = None
     if config.resume or config.eval_only:
@@ -408,8 +429,6 @@ def main(config: Config) -> None:
         checkpoint = find_checkpoint(resume, Path(config.output_dir), prefer_best=config.eval_only)
     if checkpoint:
         check_files(checkpoint, {f"{side}_tokenizer.json": t.to_json() for side, t in corpus.tokenizers.items()})
-        if "length_normalization" not in read_state(checkpoint)["config"]:
-            config = replace(config, length_normalization=OLD_RULES["length_normalization"])
     ema = EMA(model.to(accelerator.device), config.ema_decay) if config.ema_decay > 0 else None
     optimizer = build_optimizer(model, config, accelerator.mixed_precision)
     if sharded and (ema is None or config.optimizer == "muon"):
@@ -425,8 +444,13 @@ def main(config: Config) -> None:
     # From here on dropout differs between processes.
     seed_global_generators(Stream.DROPOUT, config.seed, accelerator.process_index)
     if checkpoint:
-        state = load_checkpoint(accelerator, model, checkpoint, ema, config.optimizer)
+        state = load_checkpoint(accelerator, model, checkpoint, ema, config.optimizer, config.resume_changes)
         window.load(state["window"])
+    planned = EpochPlan(
+        config.max_tokens * n_parts, len(planner.source_lengths), len(first_epoch), config.seed, config.batching
+    )
+    place_in_epoch(accelerator, config, state, planned, checkpoint, "tokens")
+    total_steps = config.max_train_steps or config.epochs * len(first_epoch) + state["extra_steps"]
     if config.find_lr:
         return find_lr(accelerator, model, optimizer, planner, corpus, config)
 
@@ -473,6 +497,7 @@ def main(config: Config) -> None:
         while not done:
             pairs = corpus.training_pairs(state["epoch"])
             updates = (plan(pairs) if config.bpe_dropout else planner).plan_epoch(state["epoch"])
+            state["updates_of_epoch"] = len(updates)
             for update in updates[state["updates_in_epoch"] :]:
                 lr = one_cycle(state["step"], total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start)
                 sums, gradient_norm = train_update(accelerator, model, optimizer, update, pairs, config, lr)
@@ -493,7 +518,7 @@ def main(config: Config) -> None:
                 saves = done or (due(config.checkpointing_steps) if config.checkpointing_steps else validates)
                 logs = done or due(config.log_every)
                 stops = run.stop_requested(agree=logs)
-                epoch = state["epoch"] + state["updates_in_epoch"] / len(updates)
+                epoch = epochs_done(state)
                 if logs or validates or saves or stops:
                     window.raise_if_diverged(state["step"], gradient_norm, last_checkpoint)
                 if logs:
@@ -515,7 +540,7 @@ def main(config: Config) -> None:
                     break
                 window.start()
             else:
-                state["epoch"], state["updates_in_epoch"] = state["epoch"] + 1, 0
+                begin_next_epoch(state)
 
     # --- the best checkpoint on the test split, by beam search
     run.release_signals()
@@ -538,7 +563,7 @@ def main(config: Config) -> None:
         )
         n_cut = int(corpus.was_cut[name][evenly_spaced(len(pairs), config.test_sentences)].sum())
         metrics |= {"n_sentences_in_split": len(pairs), "n_sources_cut": n_cut}
-        at = state["step"], state["step"] / len(first_epoch)
+        at = state["step"], epochs_done(state)
         summary |= report_translations(run, name, metrics, translations, *at)
     if accelerator.is_main_process:
         figures = plot_translation_run(

@@ -76,6 +76,7 @@ from training.ranges import (
     WeightDecay,
     Width,
 )
+from training.resuming import EpochPlan, begin_next_epoch, epochs_done, flag_names, place_in_epoch, settings_of_run
 from training.run import Run, close_accelerator, open_accelerator, own_folder, sum_over_processes
 from training.schedules import one_cycle, set_lr
 from training.segmentation_comparison import write_comparison
@@ -117,8 +118,8 @@ class Config:
     dropout: ShareBelowOne = 0.0  # share of the channels zeroed at the lowest resolution
     # --- optimization
     loss: Literal["bce", "dice", "bce+dice"] = "bce"  # cross-entropy with logits, soft Dice, or their sum
-    epochs: Epochs = 90  # passes over the training pictures
-    max_train_steps: Count = 0  # updates in all, instead of epochs; 0: by epochs
+    epochs: Epochs = 90  # passes over the training pictures; on a resume, another number stretches the schedule
+    max_train_steps: Count = 0  # updates in all, instead of epochs, and likewise; 0: by epochs
     half_size_share: Share = 0.55  # share of the updates, the first ones, on pictures of half the side
     optimizer: Literal["adamw", "muon"] = "muon"  # muon: for filters, Nesterov's sgd for the rest
     lr: LearningRate = 0.05  # peak of the one-cycle schedule
@@ -135,7 +136,8 @@ class Config:
     eval_only: bool = False  # only evaluate the newest checkpoint of --resume, or of --output_dir
     # --- run
     output_dir: PathFlag = ""  # where the run is written; default runs/unet/<recipe>
-    resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from
+    resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from, with its run's own settings
+    resume_changes: bool = False  # accept flags that make a resume another run; what they do to it is said
     checkpointing_steps: Count = 0  # updates between checkpoints; 0: one at each evaluation
     checkpoints_total_limit: Count = 2  # newest checkpoints that are kept; 0: all
     log_every: Count = 20  # updates between log lines
@@ -144,6 +146,21 @@ class Config:
     profile: bool = False  # profile a few updates: table and trace in <output_dir>/profile
     tracker: Literal["wandb", "none"] = "wandb"  # where metrics go besides metrics.jsonl
 
+
+# On a resume the first may be given anew; the second would make it another run (training/resuming.py).
+MAY_CHANGE = flag_names(
+    """
+    epochs max_train_steps half_size_share lr pct_start bias_lr_factor weight_decay max_grad_norm ema_decay
+    evaluate_every views eval_batch_size data_dir checkpointing_steps checkpoints_total_limit log_every compile
+    """
+)
+MAKES_THE_RUN = flag_names(
+    """
+    recipe dataset ignore_value image_size classes border flip scale aspect shift rotation brightness contrast
+    saturation hue background_mix cutmix downsampling upsampling width max_width depth norm dropout loss optimizer
+    seed
+    """
+)
 
 VARIANTS = {
     "mp-tr-bce": {"downsampling": "maxpool", "upsampling": "transposed", "loss": "bce"},
@@ -308,6 +325,7 @@ def train_variants(output_dir: Path, config: Config) -> None:
 
 def train(config: Config) -> None:
     """One run, from the data to summary.json."""
+    config = settings_of_run(config, RECIPES, MAY_CHANGE, "unet")
     accelerator = open_accelerator(config.gradient_accumulation_steps)
     own_folder(accelerator, config.output_dir)
     device = accelerator.device
@@ -333,7 +351,6 @@ def train(config: Config) -> None:
     model = model.to(device, memory_format=torch.channels_last)
     update_size = config.batch_size * n_parts
     updates_per_epoch = math.ceil(n_train / update_size)
-    total_steps = config.max_train_steps or config.epochs * updates_per_epoch
     # What a checkpoint keeps of the data: tools need it, and a resume must find the same.
     described = {"n_train": n_train, "image_size": config.image_size, "class_names": class_names,
                  "mean": mean.tolist(), "std": std.tolist()}  # fmt: skip
@@ -345,7 +362,7 @@ def train(config: Config) -> None:
     if config.resume or config.eval_only:
         resume = config.resume or config.output_dir
         checkpoint = find_checkpoint(resume, Path(config.output_dir), prefer_best=config.eval_only)
-    if checkpoint:
+    if checkpoint and not config.resume_changes:
         check_files(checkpoint, data_file)
     ema = EMA(model, config.ema_decay) if config.ema_decay > 0 else None
     if accelerator.num_processes > 1:
@@ -359,8 +376,11 @@ def train(config: Config) -> None:
     window = MetricWindow(accelerator, ("train/loss",), rate="train/images_per_second")
     seed_global_generators(Stream.DROPOUT, config.seed, accelerator.process_index)
     if checkpoint:
-        state = load_checkpoint(accelerator, model, checkpoint, ema, config.optimizer)
+        state = load_checkpoint(accelerator, model, checkpoint, ema, config.optimizer, config.resume_changes)
         window.load(state["window"])
+    planned = EpochPlan(update_size, n_train, updates_per_epoch, config.seed)
+    place_in_epoch(accelerator, config, state, planned, checkpoint, "pictures")
+    total_steps = config.max_train_steps or config.epochs * updates_per_epoch + state["extra_steps"]
     if config.find_lr:
         return find_lr(accelerator, model, optimizer, augmenter, config, total_steps)
 
@@ -411,7 +431,8 @@ def train(config: Config) -> None:
         window.start()
         while not done:
             augmenter.draw(state["epoch"])
-            updates = plan_epoch(n_train, update_size, config.seed, state["epoch"], device)
+            updates = plan_epoch(n_train, update_size, config.seed, state["epoch"], device, state["seen_before"])
+            state["updates_of_epoch"] = len(updates)
             for ids in updates[state["updates_in_epoch"] :]:
                 lr = one_cycle(state["step"], total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start)
                 size = picture_size(config, state["step"], total_steps)
@@ -434,7 +455,7 @@ def train(config: Config) -> None:
                 saves = done or (due(config.checkpointing_steps) if config.checkpointing_steps else evaluates)
                 logs = done or due(config.log_every)
                 stops = run.stop_requested(agree=logs)
-                epoch = state["epoch"] + state["updates_in_epoch"] / len(updates)
+                epoch = epochs_done(state)
                 if logs or evaluates or saves or stops:
                     window.raise_if_diverged(state["step"], gradient_norm, last_checkpoint)
                 if logs:
@@ -455,12 +476,12 @@ def train(config: Config) -> None:
                     break
                 window.start()
             else:
-                state["epoch"], state["updates_in_epoch"] = state["epoch"] + 1, 0
+                begin_next_epoch(state)
 
     # --- the last weights on the test split
     run.release_signals()
     load_weights(evaluated, last_checkpoint)
-    metrics, predicted, dice = evaluate_test(state["step"] / updates_per_epoch)
+    metrics, predicted, dice = evaluate_test(epochs_done(state))
     if accelerator.is_main_process:
         plot_curves(
             run.metrics_path, run.figures_dir,

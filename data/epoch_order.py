@@ -8,20 +8,26 @@ from torch import Tensor
 from data.seeding import Stream, seeded_generator
 
 
-def plan_epoch(n_examples: int, batch_size: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, ...]:
+def plan_epoch(
+    n_examples: int, batch_size: int, seed: int, epoch: int, device: torch.device, seen: int = 0
+) -> tuple[Tensor, ...]:
     """The example numbers (B,) int64 of each update, in an order that depends on (seed, epoch) only.
 
-    Batches hold `batch_size` examples at most, their sizes differ by one at most, and no example is left out.
+    Batches hold `batch_size` examples at most, their sizes differ by one at most, and no example is left out, but
+    for the first `seen`, which the epoch has shown in batches of another size.
     """
     # On the CPU, so that each device sees the same order.
     generator = seeded_generator(torch.device("cpu"), Stream.BATCH_ORDER, seed, epoch)
     order = torch.randperm(n_examples, generator=generator)
-    return order.to(device).tensor_split(math.ceil(n_examples / batch_size))
+    return order[seen:].to(device).tensor_split(math.ceil((n_examples - seen) / batch_size))
 
 
 def plan_seeded_epoch(
-    n_examples: int, batch_size: int, seed: int, epoch: int, device: torch.device, stream: Stream
+    n_examples: int, batch_size: int, seed: int, epoch: int, device: torch.device, stream: Stream, seen: int = 0
 ) -> list[tuple[Tensor, torch.Generator]]:
-    """Likewise, with a generator for each update: one on `device`, of (stream, seed, epoch, update)."""
-    updates = plan_epoch(n_examples, batch_size, seed, epoch, device)
-    return [(ids, seeded_generator(device, stream, seed, epoch, i)) for i, ids in enumerate(updates)]
+    """Likewise, with a generator for each update: one on `device`, of (stream, seed, epoch, seen + update).
+
+    No earlier update of the epoch has had such a number: each has shown one example or more.
+    """
+    updates = plan_epoch(n_examples, batch_size, seed, epoch, device, seen)
+    return [(ids, seeded_generator(device, stream, seed, epoch, i)) for i, ids in enumerate(updates, seen)]

@@ -1,5 +1,6 @@
 """The whole script, end to end, on drawn shapes: what a user relies on."""
 
+import json
 import math
 import os
 import signal
@@ -175,6 +176,42 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted_bit_for_bit(train, tmp
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
     for name, tensor in final_weights(tmp_path / "whole").items():
         assert torch.equal(tensor, final_weights(tmp_path / "killed")[name]), name
+
+
+def test_a_resume_takes_the_runs_own_settings_and_names_what_is_given_anew(train, tmp_path, monkeypatch, capsys):
+    own = ("--lr", "0.02", "--momentum", "0.8", "--max_train_steps", "4")
+    assert train(tmp_path / "run", *own) == 0
+    argv = ["train_cifar.py", "demo", "--output_dir", str(tmp_path / "run"), "--resume", "latest"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--max_train_steps", "8", "--lr", "0.01", "--tracker", "none"])
+    capsys.readouterr()
+    run_script(train_cifar.main, RECIPES, "")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resuming")]
+    assert [line.partition(": ")[2] for line in said] == [
+        "--max_train_steps 8 instead of the run's 4",
+        "--lr 0.01 instead of the run's 0.02",
+    ]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["lr"], config["momentum"], config["max_train_steps"]) == (0.01, 0.8, 8)
+    assert (config["model"], config["batch_size"]) == ("ultimus", 100)  # of TINY, not of the recipe
+
+
+def test_a_resume_in_the_middle_of_an_epoch_with_another_batch_size(train, tmp_path, monkeypatch, capsys):
+    """It is refused; insisted on, the epoch shows each image once, and the epochs are as many as asked for."""
+    epochs = ("--epochs", "2", "--max_train_steps", "0", "--evaluate_every", "0")
+    assert train(tmp_path / "run", *epochs, "--max_train_steps", "4", "--checkpointing_steps", "4") == 0
+    more = (*epochs, "--batch_size", "150", "--resume", "latest", "--log_every", "1")
+    assert train(tmp_path / "run", *more) == 2
+    assert "middle of an epoch" in capsys.readouterr().err
+    genuine, shown = train_cifar.train_update, []
+
+    def noted(accelerator, model, optimizer, augmenter, labels, ids, *rest):
+        shown.extend(ids.tolist())
+        return genuine(accelerator, model, optimizer, augmenter, labels, ids, *rest)
+
+    monkeypatch.setattr(train_cifar, "train_update", noted)
+    assert train(tmp_path / "run", *more, "--resume_changes") == 0
+    assert len(set(shown[:600])) == 600 and sorted(shown[600:]) == list(range(1000))
+    assert [line["epoch"] for line in curve(tmp_path / "run")[-2:]] == [pytest.approx(2 - 1 / 7), 2]
 
 
 def test_a_resume_on_other_data_is_refused(train, tmp_path, capsys):

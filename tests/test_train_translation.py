@@ -243,8 +243,22 @@ def test_a_truncated_newest_checkpoint_is_passed_over(train, tmp_path):
 @pytest.mark.parametrize(
     "flags, named",
     [
-        ({"transformer": ("--d_model", "16"), "lstm": ("--hidden_size", "16")}, "another model"),
-        ({"transformer": ("--vocab_size", "300"), "lstm": ("--mask_numbers",)}, "source_tokenizer.json"),
+        ({"transformer": ("--d_model", "16"), "lstm": ("--hidden_size", "16")}, "make it another run"),
+        ({"transformer": ("--vocab_size", "300"), "lstm": ("--mask_numbers",)}, "make it another run"),
+        (
+            {
+                "transformer": ("--d_model", "16", "--resume_changes"),
+                "lstm": ("--hidden_size", "16", "--resume_changes"),
+            },
+            "another model",
+        ),
+        (
+            {
+                "transformer": ("--vocab_size", "300", "--resume_changes"),
+                "lstm": ("--mask_numbers", "--resume_changes"),
+            },
+            "source_tokenizer.json",
+        ),
     ],
 )
 def test_a_resume_from_another_model_or_vocabulary_is_refused(
@@ -266,7 +280,7 @@ def test_a_resume_with_another_optimizer_is_refused(train, finished, model, tmp_
 def test_a_resume_from_the_other_kind_of_model_is_refused(train, finished, model, tmp_path, capsys):
     other = "lstm" if model == "transformer" else "transformer"
     assert train(tmp_path / "run", "--resume", finished, model=other) == 2
-    assert "another model" in error_lines(capsys)[0]
+    assert "would make it another run" in error_lines(capsys)[0]
 
 
 # --- equal updates

@@ -138,6 +138,7 @@ def test_all_trains_the_variants_compares_them_and_resumes_after_a_kill(train, t
     with pytest.raises(Killed):
         train(tmp_path / "killed", *flags, "--checkpointing_steps", "1", recipe="all")
     monkeypatch.setattr(train_unet, "train_update", genuine)
+    # With the settings of each variant's run; those that have not begun need the flags.
     assert train(tmp_path / "killed", *flags, "--resume", "latest", recipe="all") == 0
     for name in VARIANTS:
         for key, tensor in final_weights(tmp_path / "whole" / name).items():

@@ -17,8 +17,8 @@ from tools.plot_runs import named_paths
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
 
-NOT_COMPARED = {"output_dir", "resume", "tracker", "log_every", "evaluate_every", "checkpointing_steps",
-                "checkpoints_total_limit"}  # fmt: skip
+NOT_COMPARED = {"output_dir", "resume", "resume_changes", "tracker", "log_every", "evaluate_every",
+                "checkpointing_steps", "checkpoints_total_limit"}  # fmt: skip
 
 
 def compare(runs: dict[str, Path], values: tuple[str, ...]) -> list[dict]:

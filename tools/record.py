@@ -72,7 +72,7 @@ def write_record(runs: list[Path], name: str, note: str, logs: list[str], launch
         summaries.append(json.loads((run / "summary.json").read_text()))
         configs.append(json.loads((run / "config.json").read_text()))
     differing = {key for config in configs for key in config if config[key] != configs[0][key]}
-    if differing - {"seed", "output_dir", "resume", "tracker"}:
+    if differing - {"seed", "output_dir", "resume", "resume_changes", "tracker"}:
         raise UsageError(f"the runs differ in {', '.join(sorted(differing))}: a record is of one setting")
     first = summaries[0]
     numbers = first if len(runs) == 1 else {key: _mean([s[key] for s in summaries]) for key in first}

@@ -222,17 +222,21 @@ def load_checkpoint(
     checkpoint: Path,
     ema: EMA | None = None,
     optimizer: str | None = None,
+    resume_changes: bool = False,
 ) -> dict:
     """Restore model, optimizer, scaler, random states and EMA in place; called by all processes.
 
     Returns the saved `state`. Raises UsageError when the weights do not fit the model, or when the checkpoint is of
-    another `--optimizer`: its averages would be taken for this one's.
+    another `--optimizer`: its averages would be taken for this one's. With `resume_changes` they begin anew.
     """
     check_weights_fit(accelerator.unwrap_model(model), checkpoint)
     state = read_state(checkpoint)
     trained_with = state.get("config", {}).get("optimizer", optimizer)
     if trained_with != optimizer:
-        raise UsageError(f"{checkpoint} was trained with --optimizer {trained_with}: resume it with the same")
+        if not resume_changes:
+            raise UsageError(f"{checkpoint} was trained with --optimizer {trained_with}: resume it with the same")
+        if accelerator.is_main_process:
+            print(f"resuming {checkpoint}: the averages of --optimizer {optimizer} begin anew", flush=True)
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
     def load_plain_names(models, input_dir):
@@ -242,9 +246,13 @@ def load_checkpoint(
     if accelerator.scaler is not None and not (checkpoint / "scaler.pt").exists():
         raise UsageError(f"{checkpoint} was not trained in fp16: resume it in the precision of its run")
     hook = accelerator.register_load_state_pre_hook(load_plain_names)
+    optimizers = accelerator._optimizers
+    if trained_with != optimizer:
+        accelerator._optimizers = []  # nothing to load: load_state would give it what is another's
     try:
         accelerator.load_state(str(checkpoint))
     finally:
+        accelerator._optimizers = optimizers
         hook.remove()
     accelerator.step = 0  # a checkpoint stands between updates: the next micro-batch opens a window
     if not (checkpoint / f"random_states_{accelerator.process_index}.pkl").exists():

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import dataclasses
 import functools
 import io
 import os
@@ -58,6 +59,24 @@ def parse_flags(kind: type[C], description: str, args: list[str] | None = None) 
     return flags
 
 
+_given: frozenset[str] | None = None  # the flags on the command line of the script that runs
+
+
+def flags_given(config: C, recipes: dict[str, tuple[str, C]]) -> frozenset[str]:
+    """Names of the fields that the user has set: on the command line, or, without one, unlike the recipe."""
+    names = frozenset(field.name for field in dataclasses.fields(config))
+    if _given is not None:
+        return names & _given
+    _, recipe = recipes[config.recipe]
+    return frozenset(name for name in names if getattr(config, name) != getattr(recipe, name))
+
+
+def _flags_in(args: list[str]) -> frozenset[str]:
+    """`--max-tokens=1`, `--max_tokens 1` -> max_tokens; `--no-flip` -> no_flip and flip."""
+    flags = {arg.removeprefix("--").partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
+    return frozenset(flags | {flag.removeprefix("no_") for flag in flags})
+
+
 def run_script(
     main: Callable[[C], None],
     recipes: dict[str, tuple[str, C]],
@@ -72,7 +91,7 @@ def run_script(
     make_printing_safe()
     with stop_signals.watched():
         try:
-            code = _run(lambda: main(parse_config(recipes, description)), user_errors)
+            code = _run(lambda: _parse_and_call(main, recipes, description), user_errors)
         except Exception:
             if not _is_one_of_several():
                 raise
@@ -82,6 +101,16 @@ def run_script(
         _end_at_once(code)
     if code:
         sys.exit(code)
+
+
+def _parse_and_call(main: Callable[[C], None], recipes: dict[str, tuple[str, C]], description: str) -> None:
+    global _given
+    config = parse_config(recipes, description)
+    _given = _flags_in(sys.argv[1:])
+    try:
+        main(config)
+    finally:
+        _given = None
 
 
 def _run(main: Callable[[], None], user_errors: tuple[type[Exception], ...]) -> int:

@@ -225,7 +225,7 @@ class Run:
 
     def state(self) -> dict:
         """What a checkpoint keeps of the run: JSON data, to be passed back as `resumed_state`."""
-        return {"total_seconds": self.total_seconds, "tracker_id": self.tracker_id}
+        return {"script": self.script, "total_seconds": self.total_seconds, "tracker_id": self.tracker_id}
 
     def print(self, text: str) -> None:
         """Print on the main process, above the progress bar."""
@@ -267,7 +267,12 @@ class Run:
         stop_signals.end_within(60)
         if self.accelerator.is_main_process:
             name = signal.Signals(number).name
-            print(f"{name}: saved {checkpoint}; go on with --resume latest", file=sys.stderr, flush=True)
+            print(
+                f"{name}: saved {checkpoint}; go on with the same recipe and --output_dir, and --resume latest: "
+                "the other flags are the run's own",
+                file=sys.stderr,
+                flush=True,
+            )
         self._with_wandb(lambda run: run.finish(exit_code=128 + number))
         close_accelerator(self.accelerator)
         sys.exit(128 + number)
