@@ -28,29 +28,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tyro.conf import Suppress
 
-from data.augmentation import Augmentation, Augmenter, channel_statistics, normalise
-from data.drawn_digits import drawn_digits
-from data.drawn_shapes import drawn_shapes
-from data.epoch_order import plan_epoch
 from data.errors import DataError
-from data.labelled_images import ImageSplits, load_image_splits, require_trainable
+from data.images.augmentation import Augmentation, Augmenter, channel_statistics, normalise
+from data.images.drawn_digits import drawn_digits
+from data.images.drawn_shapes import drawn_shapes
+from data.images.epoch_order import plan_epoch
+from data.images.labelled import ImageSplits, load_image_splits, require_trainable
 from data.seeding import Stream, seed_global_generators
+from figures.classification import write_data_figures, write_result_figures
+from figures.curves import plot_curves
+from figures.model_summary import write_model_summary
 from models.batch_norm import synchronize_batch_norm
 from models.resnet import ResNet9
 from models.speednet import SpeedNet
+from models.test_time_augmentation import Views, logits_over_views
 from models.ultimus import Ultimus
-from models.views import Views, logits_over_views
 from training.checkpoints import check_files, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
-from training.classifier_figures import write_data_figures, write_result_figures
 from training.cli import PathFlag, run_script
 from training.compilation import compile_model
 from training.ema import EMA
 from training.errors import UsageError
-from training.figures import plot_curves
 from training.lr_finder import lr_range_test, preserved_state, report_lr_range_test
 from training.metrics import MetricWindow
 from training.model_size import build_within_memory
-from training.model_summary import write_model_summary
 from training.muon import Muon
 from training.profiling import profiler
 from training.ranges import (

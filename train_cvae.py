@@ -29,11 +29,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tyro.conf import Suppress
 
-from data.drawn_digits import drawn_digits
-from data.epoch_order import plan_seeded_epoch
 from data.errors import DataError
-from data.labelled_images import ImageSplits, load_image_splits, require_trainable
+from data.images.drawn_digits import drawn_digits
+from data.images.epoch_order import plan_seeded_epoch
+from data.images.labelled import ImageSplits, load_image_splits, require_trainable
 from data.seeding import Stream, seed_global_generators, seeded_generator
+from figures.curves import plot_curves
+from figures.vae import plot_active_units, write_latent_map
 from models.cvae import CVAE, drop_labels
 from models.cvae_objective import Objective
 from models.elbo import free_bits
@@ -43,11 +45,9 @@ from tools.sample import write_pictures
 from training.checkpoints import check_files, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from training.cli import PathFlag, run_script
 from training.compilation import compile_model
-from training.cvae_figures import plot_active_units, write_latent_map
 from training.ema import EMA
 from training.errors import UsageError
-from training.figures import plot_curves
-from training.label_probe import active_units, probe_accuracy
+from training.latent_probe import active_units, probe_accuracy
 from training.lr_finder import lr_range_test, preserved_state, report_lr_range_test
 from training.metrics import MetricWindow
 from training.model_size import build_within_memory

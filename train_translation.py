@@ -24,12 +24,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from tyro.conf import Suppress
 
-from data.batching import BatchPlanner, Update, collate
 from data.errors import DataError
-from data.parallel_text import ParallelText
 from data.seeding import Stream, seed_global_generators
-from data.tokenization import BOS_ID, EOS_ID, PAD_ID, TextTokenizer
-from data.translation import TokenizedPairs, TranslationCorpus, evenly_spaced, load_splits
+from data.text.batching import BatchPlanner, Update, collate
+from data.text.corpus import TokenizedPairs, TranslationCorpus, evenly_spaced, load_splits
+from data.text.parallel_text import ParallelText
+from data.text.tokenization import BOS_ID, EOS_ID, PAD_ID, TextTokenizer
+from figures.translation import attention_examples, plot_translation_run
 from models.decoding import LengthNormalization, SpecialTokens, decode_in_batches
 from models.lstm import Seq2SeqLSTM
 from models.transformer import Transformer
@@ -74,7 +75,6 @@ from training.ranges import (
 from training.resuming import EpochPlan, begin_next_epoch, epochs_done, flag_names, place_in_epoch, settings_of_run
 from training.run import Run, close_accelerator, open_accelerator, own_folder, sum_over_processes
 from training.schedules import one_cycle, set_lr
-from training.translation_figures import attention_examples, plot_translation_run
 from training.translation_scores import (
     Translations,
     is_better,

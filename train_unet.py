@@ -6,7 +6,7 @@
     accelerate launch --config_file accelerate_configs/t4.yaml train_unet.py mp-tr-dice --data_dir my_pictures
 
 my_pictures: images/NAME.jpg with masks/NAME.png of two classes or more, or one of many like arrangements
-(data/mask_layouts.py); classes.csv in it names the classes.
+(data/images/mask_layouts.py); classes.csv in it names the classes.
 
 `all` trains the four variants one after another and compares them in comparison.md: with 300 pictures test Dice
 0.902 to 0.912, over test-time views 0.914 to 0.923, 20 to 23 minutes each on two CPU cores (results/unet-*.json).
@@ -31,30 +31,32 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from tyro.conf import Suppress
 
-from data.augmentation import normalise
-from data.epoch_order import plan_epoch
 from data.errors import DataError
-from data.joint_augmentation import JointAugmentation, JointAugmenter
-from data.masked_folders import load_masked_folder
-from data.masked_images import MaskSplits, picture_statistics, require_trainable, splits_of_trimaps
-from data.pets import holds_pets, load_pets
+from data.images.augmentation import normalise
+from data.images.epoch_order import plan_epoch
+from data.images.joint_augmentation import JointAugmentation, JointAugmenter
+from data.images.masked import MaskSplits, picture_statistics, require_trainable, splits_of_trimaps
+from data.images.masked_folders import load_masked_folder
+from data.images.pets import holds_pets, load_pets
+from data.images.textured_shapes import textured_shapes
 from data.seeding import Stream, seed_global_generators
-from data.textured_shapes import textured_shapes
+from figures.curves import plot_curves
+from figures.model_summary import write_model_summary
+from figures.segmentation import keep_predictions, write_data_figures, write_result_figures
+from figures.segmentation_comparison import write_comparison
 from models.batch_norm import synchronize_batch_norm
 from models.segmentation_losses import segmentation_loss
 from models.segmentation_scores import dice_of_images, pixel_confusion, predict_masks, segmentation_scores
+from models.test_time_augmentation import PixelViews, pixel_logits_over_views
 from models.unet import UNet
-from models.views import PixelViews, pixel_logits_over_views
 from training.checkpoints import check_files, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from training.cli import PathFlag, run_script
 from training.compilation import compile_model
 from training.ema import EMA
 from training.errors import UsageError
-from training.figures import plot_curves
 from training.lr_finder import lr_range_test, preserved_state, report_lr_range_test
 from training.metrics import MetricWindow
 from training.model_size import build_within_memory
-from training.model_summary import write_model_summary
 from training.muon import Muon
 from training.profiling import profiler
 from training.ranges import (
@@ -79,8 +81,6 @@ from training.ranges import (
 from training.resuming import EpochPlan, begin_next_epoch, epochs_done, flag_names, place_in_epoch, settings_of_run
 from training.run import Run, close_accelerator, open_accelerator, own_folder, sum_over_processes
 from training.schedules import one_cycle, set_lr
-from training.segmentation_comparison import write_comparison
-from training.segmentation_figures import keep_predictions, write_data_figures, write_result_figures
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     """The worker: gets ready, then trains for `seconds` whenever told to; answers with target tokens/s."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = config.precision  # before Accelerate is imported: it is read once
     import train_translation as script
-    from data.batching import BatchPlanner, Shape, Update, collate
-    from data.translation import TranslationCorpus, load_splits
+    from data.text.batching import BatchPlanner, Shape, Update, collate
+    from data.text.corpus import TranslationCorpus, load_splits
     from training.run import open_accelerator
 
     torch.set_num_threads(config.threads or os.cpu_count() or 1)

@@ -50,8 +50,8 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     import torch
 
     import train_translation as script
-    from data.batching import BatchPlanner
-    from data.translation import TranslationCorpus, load_splits
+    from data.text.batching import BatchPlanner
+    from data.text.corpus import TranslationCorpus, load_splits
     from training.run import open_accelerator
 
     torch.set_num_threads(os.cpu_count() or 1)

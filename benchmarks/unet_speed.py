@@ -69,8 +69,8 @@ class DecodedEachTime:
     def _one(self, name: str):
         import torch
 
-        from data.masked_images import masks_from_trimaps
-        from data.pets import decode_pair
+        from data.images.masked import masks_from_trimaps
+        from data.images.pets import decode_pair
 
         image_path = self.data_dir / "images" / f"{name}.jpg"
         trimap_path = self.data_dir / "annotations" / "trimaps" / f"{name}.png"
@@ -86,9 +86,9 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     import torch
 
     import train_unet as script
-    from data.augmentation import channel_statistics
-    from data.epoch_order import plan_epoch
-    from data.joint_augmentation import JointAugmentation, JointAugmenter
+    from data.images.augmentation import channel_statistics
+    from data.images.epoch_order import plan_epoch
+    from data.images.joint_augmentation import JointAugmentation, JointAugmenter
     from training.run import open_accelerator
 
     torch.set_num_threads(os.cpu_count() or 1)

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from models.auxiliary_classifier import LabelClassifier
 from models.cvae import CVAE, CVAEOutput
 from models.elbo import importance_weighted_bound
-from models.label_classifier import LabelClassifier
 from models.likelihoods import Likelihood
 
 CONTRAST = 0.42  # standard deviation of the values, from -1 to 1, of a photograph: the median of CIFAR-10

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.dropout import Dropout
-from models.losses import linear_cross_entropy
+from models.linear_cross_entropy import linear_cross_entropy
 
 # Gates in torch's order: input, forget, cell, output. Far beyond where a sigmoid in any precision is 0 or 1.
 PADDING_GATES = (-1024.0, 1024.0, 0.0, -1024.0)

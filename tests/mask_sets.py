@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data.errors import DataError
-from data.masked_folders import load_masked_folder
+from data.images.masked_folders import load_masked_folder
 
 SIZE = (30, 24)  # width and height
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import train_translation
-from data.drawn_digits import drawn_digits
-from data.drawn_shapes import drawn_shapes
 from data.errors import DataError
-from data.phrasebook import phrasebook_splits
-from data.textured_shapes import textured_shapes
+from data.images.drawn_digits import drawn_digits
+from data.images.drawn_shapes import drawn_shapes
+from data.images.textured_shapes import textured_shapes
+from data.text.phrasebook import phrasebook_splits
 from training.cli import run_script
 from training.errors import UsageError
 from training.ranges import Range, check_ranges
@@ -84,7 +84,7 @@ def run(fresh_accelerate, monkeypatch, tmp_path, capfd):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, draw)
         if script == "train_translation":
-            monkeypatch.setattr("data.translation.phrasebook_splits", few_phrases)
+            monkeypatch.setattr("data.text.corpus.phrasebook_splits", few_phrases)
             monkeypatch.setattr(module, "plot_translation_run", lambda *args: [])
             monkeypatch.setattr(module, "attention_examples", lambda *args: [])
         if script == "train_cvae":  # training a judge, and a probe of 400 batches, are no matter of numbers

@@ -20,7 +20,7 @@ from run_folders import Killed, curve, final_weights, summary
 from safetensors.torch import load_file
 
 import train_cifar
-from data.drawn_shapes import drawn_shapes
+from data.images.drawn_shapes import drawn_shapes
 from train_cifar import RECIPES, build_model, build_optimizer, evaluate
 from training.cli import run_script
 from training.run_folder import claim_folder, release_folders

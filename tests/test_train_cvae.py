@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from run_folders import Killed, curve, final_weights, summary
 
 import train_cvae
-from data.drawn_digits import drawn_digits
+from data.images.drawn_digits import drawn_digits
 from train_cvae import RECIPES, Config, build_model, build_optimizer, evaluate
 from training.cli import run_script
 

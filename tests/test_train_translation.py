@@ -18,8 +18,8 @@ from run_folders import Killed, curve, edit_config, final_weights, summary
 from safetensors.torch import load_file
 
 import train_translation
-from data.phrasebook import phrasebook_splits
-from data.tokenization import TextTokenizer
+from data.text.phrasebook import phrasebook_splits
+from data.text.tokenization import TextTokenizer
 from training.cli import run_script
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,8 +16,8 @@ from PIL import Image
 from run_folders import Killed, curve, final_weights, summary
 
 import train_unet
-from data.masked_images import masks_from_trimaps
-from data.textured_shapes import textured_shapes
+from data.images.masked import masks_from_trimaps
+from data.images.textured_shapes import textured_shapes
 from models.segmentation_losses import segmentation_loss
 from train_unet import RECIPES, VARIANTS, Config, build_model, build_optimizer, evaluate
 from training.cli import run_script

@@ -16,7 +16,9 @@ from typing import Literal
 
 import numpy as np
 
-from data.corpus_statistics import (
+from data.errors import DataError
+from data.text.corpus import CorpusSplits, load_splits
+from data.text.corpus_statistics import (
     HIGHEST_MIN_FREQUENCY,
     MAX_ADDED_UNKNOWN,
     MAX_LOST_TOKENS,
@@ -27,12 +29,10 @@ from data.corpus_statistics import (
     number_words,
     words_by_occurrences,
 )
-from data.errors import DataError
-from data.translation import CorpusSplits, load_splits
+from figures.corpus import plot_length_losses, plot_lengths, plot_occurrences, plot_unknown, plot_zipf
+from figures.images import format_table
 from training.cli import PathFlag, parse_flags, run_tool
-from training.corpus_figures import plot_length_losses, plot_lengths, plot_occurrences, plot_unknown, plot_zipf
 from training.errors import UsageError
-from training.image_figures import format_table
 from training.ranges import LengthRatio, ShareBelowOne
 
 MAX_LENS = (128, 96, 64, 48, 42, 32, 24, 16)

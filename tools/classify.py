@@ -14,10 +14,10 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from data.augmentation import normalise
 from data.errors import DataError
-from data.labelled_images import decode_image
-from models.views import Views, logits_over_views
+from data.images.augmentation import normalise
+from data.images.labelled import decode_image
+from models.test_time_augmentation import Views, logits_over_views
 from train_cifar import Config, build_model
 from training.checkpoints import find_checkpoint, load_weights, read_state
 from training.cli import PathFlag, call_with_flags, run_tool

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from data.cache import cache_dir, content_key, writable_cache_dir
 from data.errors import DataError
-from data.labelled_images import ImageSplits
+from data.images.labelled import ImageSplits
 from data.seeding import Stream, seeded_generator
 from models.cvae_objective import Objective
 from models.cvae_pictures import drawn, relabelled, wrong_labels

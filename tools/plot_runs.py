@@ -15,9 +15,9 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from figures.curves import new_figure, read_metrics, readable_name, save_png
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
-from training.figures import new_figure, read_metrics, readable_name, save_png
 
 AXES = {"epoch": "epoch", "minutes": "minutes, validation included", "step": "step (updates)"}
 

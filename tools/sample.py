@@ -15,19 +15,19 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from data.seeding import Stream, seeded_generator
-from models.cvae_objective import Objective
-from models.cvae_pictures import drawn, interpolated, reconstructed, relabelled, wrong_labels
-from training.checkpoints import find_checkpoint, load_weights, read_state
-from training.cli import PathFlag, call_with_flags, run_tool
-from training.cvae_figures import (
+from figures.images import plot_image_grid
+from figures.vae import (
     write_interpolations,
     write_prior_samples,
     write_reconstructions,
     write_relabelled,
     write_wrong_labels,
 )  # fmt: skip
+from models.cvae_objective import Objective
+from models.cvae_pictures import drawn, interpolated, reconstructed, relabelled, wrong_labels
+from training.checkpoints import find_checkpoint, load_weights, read_state
+from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
-from training.image_figures import plot_image_grid
 from training.ranges import Columns, Seed, Temperature
 
 

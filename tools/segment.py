@@ -19,18 +19,18 @@ from PIL import Image
 from torch.nn import functional as F
 from tyro.conf import Positional
 
-from data.augmentation import normalise
 from data.errors import DataError
-from data.mask_classes import write_class_table
-from data.masked_folders import mask_picture
-from data.picture_files import decode_picture
+from data.images.augmentation import normalise
+from data.images.mask_classes import write_class_table
+from data.images.masked_folders import mask_picture
+from data.images.picture_files import decode_picture
+from figures.segmentation import mask_colors, overlay_masks
 from models.segmentation_scores import predict_masks
-from models.views import PixelViews, pixel_logits_over_views
+from models.test_time_augmentation import PixelViews, pixel_logits_over_views
 from train_unet import Config, build_model
 from training.checkpoints import find_checkpoint, load_weights, read_state
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
-from training.segmentation_figures import mask_colors, overlay_masks
 
 TRIMAP_LEVELS = (0, 255, 128)  # in masks of background, pet and border
 

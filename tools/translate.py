@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from data.seeding import Stream, seeded_generator
-from data.tokenization import EOS_ID, TextTokenizer
+from data.text.tokenization import EOS_ID, TextTokenizer
 from models.decoding import decode_in_batches, sample
 from train_translation import OLD_RULES, SPECIAL, Config, build_model
 from training.checkpoints import find_checkpoint, load_weights, read_state

@@ -5,7 +5,7 @@ from typing import Literal
 
 import sacrebleu
 
-from data.writing_systems import language_by_script
+from data.text.writing_systems import language_by_script
 from training.errors import UsageError
 
 BleuTokenizer = Literal[

@@ -20,8 +20,8 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from figures.curves import new_figure, save_png
 from training.errors import UsageError
-from training.figures import new_figure, save_png
 
 TRIMMED_END = 5  # updates left out at the end, where the loss is about to blow up
 MIN_STEPS = 20  # updates that a test must be allowed

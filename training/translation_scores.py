@@ -8,7 +8,7 @@ import sacrebleu
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from data.near_duplicates import near_duplicates
+from data.text.near_duplicates import near_duplicates
 from training.run import Run
 
 

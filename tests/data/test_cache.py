@@ -9,7 +9,7 @@ import pytest
 import data.cache
 from data.cache import cache_dir, cached_arrays, cached_text, content_key, writable_cache_dir
 from data.errors import DataError
-from data.tokenization import TextTokenizer
+from data.text.tokenization import TextTokenizer
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 import pytest
 
 from data import memory
-from data.drawn_digits import drawn_digits
 from data.errors import DataError
-from data.textured_shapes import textured_shapes
+from data.images.drawn_digits import drawn_digits
+from data.images.textured_shapes import textured_shapes
 
 
 def test_what_fits_passes_and_what_does_not_is_refused_with_the_mend(monkeypatch):

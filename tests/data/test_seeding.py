@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.augmentation import Augmentation, Augmenter
-from data.batching import BatchPlanner
-from data.epoch_order import plan_epoch
+from data.images.augmentation import Augmentation, Augmenter
+from data.images.epoch_order import plan_epoch
 from data.seeding import LARGEST, Stream, seed_global_generators, seeded_generator, seeded_rng
+from data.text.batching import BatchPlanner
 
 CPU = torch.device("cpu")
 STREAM = Stream.BOUND

@@ -11,8 +11,8 @@ import pytest
 
 import train_translation
 from data.errors import DataError
-from data.parallel_files import read_parallel_files
-from data.translation import load_splits
+from data.text.corpus import load_splits
+from data.text.parallel_files import read_parallel_files
 from tools import analyse_corpus
 from tools.analyse_corpus import Config, corpus_name, main, report, track
 

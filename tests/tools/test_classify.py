@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.drawn_shapes import drawn_shapes
+from data.images.drawn_shapes import drawn_shapes
 from tools.classify import Classifier
 from training.errors import UsageError
 

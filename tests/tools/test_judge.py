@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.drawn_digits import drawn_digits
-from data.labelled_images import ImageSplits
+from data.images.drawn_digits import drawn_digits
+from data.images.labelled import ImageSplits
 from tools import judge
 from tools.judge import Judge, find_judge, label_hits, train_judge
 from training.errors import UsageError

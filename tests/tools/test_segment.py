@@ -10,9 +10,9 @@ import torch
 from mask_sets import load, write_mask
 from PIL import Image
 
-from data.mask_classes import write_class_table
-from data.masked_images import masks_from_trimaps
-from data.textured_shapes import textured_shapes
+from data.images.mask_classes import write_class_table
+from data.images.masked import masks_from_trimaps
+from data.images.textured_shapes import textured_shapes
 from models.segmentation_scores import dice_of_images, pixel_confusion
 from tools.segment import Segmenter, main
 from training.errors import UsageError

@@ -13,7 +13,7 @@ import train_cifar
 import train_cvae
 import train_translation
 import train_unet
-from data.epoch_order import plan_epoch, plan_seeded_epoch
+from data.images.epoch_order import plan_epoch, plan_seeded_epoch
 from data.seeding import Stream
 from training.cli import run_script
 from training.errors import UsageError

@@ -1,0 +1,237 @@
+"""Image sets with one label per image (CIFAR-10, MNIST, ...) as uint8 tensors, from wherever they are on disk."""
+
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.cache import cached_arrays, content_key
+from data.errors import DataError
+from data.hub import load_from_hub
+from data.images.layouts import LAYOUTS, read_image_folder
+from data.images.parquet import rows_of_tables
+from data.images.rows import HELD_OUT, MAX_CLASSES, ImageRows, RowSplits, reason
+from data.memory import require_memory
+
+_MODES = {1: "L", 3: "RGB"}  # Pillow's names, by the number of channels
+_CACHE_FORMAT = 1  # to be raised when decode_image gives other pixels than before
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Image i has the class `labels[i]`."""
+
+    images: Tensor  # (N, C, H, W) uint8, contiguous
+    labels: Tensor  # (N,) int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """`class_names[label]` is the name of a class; every label of both splits has one."""
+
+    train: LabelledImages
+    test: LabelledImages
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, train_images: Tensor, train_labels: Tensor, test_images: Tensor, test_labels: Tensor,
+        class_names: tuple[str, ...],
+    ) -> "ImageSplits":  # fmt: skip
+        """The splits of a data set that is drawn by code."""
+        train, test = LabelledImages(train_images, train_labels), LabelledImages(test_images, test_labels)
+        return cls(train, test, class_names)
+
+
+def load_image_splits(
+    dataset: str, data_dir: str | Path | None, *, image_size: int = 32, n_channels: int = 3
+) -> ImageSplits:
+    """The training and test images of `data_dir`, or else of a hub data set such as "uoft-cs/cifar10".
+
+    data_dir: a folder in one of these layouts. With it, `dataset` is not read and no network is used.
+        - the hub's parquet: train-*.parquet and test-*.parquet (or validation-*, valid-*), or train/*.parquet and
+          test/*.parquet, of a column `img` or `image` of encoded images and a column `label`, `fine_label` or,
+          if it has but one column of integers, that one;
+        - cifar-10-batches-py, cifar-100-python or cifar-10-batches-bin, as their authors pack them, or the archive;
+        - MNIST's four IDX files, plain or gzipped;
+        - one of these, one folder or two below, such as torchvision's MNIST/raw and the hub's plain_text/train;
+        - train/CLASS/*.png (or .jpg, .webp, ...) and test/CLASS/*.png (or validation, valid, val, in any case),
+          at any depth below the class. Without a
+          held-out folder, or with class folders alone, about a tenth of the images is held out by the hash of
+          their files, so equal files fall on the same side.
+    image_size, n_channels: what the images become: squares of `image_size` pixels in RGB (3) or grey (1).
+
+    Class names are those that the data has, else "0", "1", ... up to the largest training label. Decoded images
+    are cached under the hash of their files.
+
+    Raises DataError, with file and row (counted from 0) where there is one, for a folder that is missing, has
+    no such layout or lacks files of it; for images that cannot be decoded; for labels without a class; for a
+    pickle that holds anything but what the CIFAR files do (nothing in it is executed); for an empty split; and,
+    without `data_dir`, where the hub cannot be reached and the data set is not in its local cache.
+    """
+    if data_dir is None:
+        train, test, names = _download(dataset)
+        source = dataset
+    else:
+        train, test, names = read_image_folder(Path(data_dir))
+        source = str(data_dir)
+    for split, rows in (("training", train), ("test", test)):
+        if not rows.places:
+            raise DataError(f"the {split} split of {source} is empty: give more images")
+    if names is None:
+        names = tuple(str(label) for label in range(int(train.labels.max().clip(0, MAX_CLASSES - 1)) + 1))
+    for rows in (train, test):
+        _check_labels(rows, len(names))
+    train, test = (
+        LabelledImages(torch.from_numpy(_to_pixels(rows, image_size, n_channels)), torch.from_numpy(rows.labels))
+        for rows in (train, test)
+    )
+    return ImageSplits(train, test, names)
+
+
+def require_trainable(splits: ImageSplits, n_parts: int) -> None:
+    """Raise DataError where these splits cannot be trained and tested on, in updates of `n_parts` micro-batches.
+
+    That takes two classes, images of each of them in both splits, and as many images as micro-batches.
+    """
+    n_train, n_test = len(splits.train), len(splits.test)
+    if len(splits.class_names) < 2:
+        raise DataError(f"all images are of one class, {splits.class_names[0]}: give images of two classes or more")
+    for name, split in (("training", splits.train), ("test", splits.test)):
+        counts = split.labels.bincount(minlength=len(splits.class_names))
+        if not counts.all():
+            missing = [splits.class_names[k] for k in (counts == 0).nonzero()[:, 0].tolist()]
+            raise DataError(
+                f"no {name} image is of class {', '.join(missing[:5])}{', ..' * (len(missing) > 5)}: add some, or "
+                "remove the class from both splits"
+            )
+    if min(n_train, n_test) < n_parts:
+        raise DataError(
+            f"{n_train} training and {n_test} test images are too few for {n_parts} micro-batches an update: lower "
+            "--gradient_accumulation_steps or launch fewer processes"
+        )
+
+
+def _check_labels(rows: ImageRows, n_classes: int) -> None:
+    wrong = np.flatnonzero((rows.labels < 0) | (rows.labels >= n_classes))
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            f"{rows.places[row]}: label {rows.labels[row]} is not in 0..{n_classes - 1}, "
+            f"the {n_classes} classes: mend the label, or leave the image out"
+        )
+
+
+def _download(dataset: str) -> RowSplits:
+    splits = load_from_hub(
+        dataset,
+        ways_out=f"or give --data_dir with a copy ({LAYOUTS}), or run the recipe demo, which needs no data",
+    )
+    held_out = next((name for name in HELD_OUT if name in splits), None)
+    if "train" not in splits or held_out is None:
+        raise DataError(f"{dataset} needs the splits train and test (or validation); it has {', '.join(splits)}")
+    # The stored table, of encoded images: row access would decode them.
+    (train, names), (test, _) = (
+        rows_of_tables([(f"{dataset} {name}", splits[name].with_format("arrow")[:])])
+        for name in ("train", held_out)
+    )
+    return train, test, names
+
+
+# Pixels
+
+
+def decode_image(content: bytes, where: str, image_size: int, n_channels: int) -> np.ndarray:
+    """An encoded image (PNG, JPEG, ...) as (n_channels, image_size, image_size) uint8.
+
+    The shorter side becomes `image_size` (bicubic, antialiased) and the middle is cut out. An image that has
+    this size and mode already keeps its pixels. Transparent parts become white, 16-bit grey loses its lower
+    byte, and a camera's orientation mark is followed. RGB becomes grey by ITU-R 601-2 luma.
+
+    Raises DataError, with `where`, for an image that is damaged, cut short or in no known format.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    mode = _MODES[n_channels]
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()  # PNG's checksums: decoding alone misses one flipped bit in a hundred
+        with Image.open(io.BytesIO(content)) as image:
+            return _fit(image, image_size, mode)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{where} is no image in a known format: replace it or leave it out") from error
+    except Exception as error:  # Pillow's decoders raise anything, SyntaxError included
+        raise DataError(
+            f"{where}: cannot decode the image ({reason(error)}): replace it or leave it out"
+        ) from error
+
+
+def _fit(image, image_size: int, mode: str) -> np.ndarray:
+    """A Pillow image as (C, image_size, image_size) uint8."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = ImageOps.fit(image.convert(mode), (image_size, image_size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
+
+
+def _to_pixels(rows: ImageRows, image_size: int, n_channels: int) -> np.ndarray:
+    """The images of a split: (N, n_channels, image_size, image_size) uint8, contiguous."""
+    if isinstance(rows.images, np.ndarray):
+        return _convert_pixels(rows.images, image_size, n_channels)
+    from PIL import __version__ as pillow_version
+
+    def decode() -> dict[str, np.ndarray]:
+        def one(row: int) -> np.ndarray:
+            return decode_image(rows.images[row], rows.places[row], image_size, n_channels)
+
+        return {"images": _in_threads(one, len(rows.images), image_size, n_channels)}
+
+    settings = {"image_size": image_size, "n_channels": n_channels,
+                "pillow": pillow_version, "format": _CACHE_FORMAT}  # fmt: skip
+    return cached_arrays(content_key(settings, rows.images), ("images",), decode)["images"]
+
+
+def _convert_pixels(pixels: np.ndarray, image_size: int, n_channels: int) -> np.ndarray:
+    if pixels.shape[1:] == (n_channels, image_size, image_size):
+        return np.array(pixels, order="C")  # torch wants memory that may be written to
+    from PIL import Image
+
+    def one(row: int) -> np.ndarray:
+        image = pixels[row, 0] if pixels.shape[1] == 1 else pixels[row].transpose(1, 2, 0)
+        return _fit(Image.fromarray(np.ascontiguousarray(image)), image_size, _MODES[n_channels])
+
+    return _in_threads(one, len(pixels), image_size, n_channels)
+
+
+def _in_threads(one: Callable[[int], np.ndarray], n: int, image_size: int, n_channels: int) -> np.ndarray:
+    """`one(0)` to `one(n - 1)`, stacked. Of several errors, the first row's is raised."""
+    mend = "lower --image_size"
+    require_memory(n * n_channels * image_size**2, f"{n:,} images of {image_size}x{image_size} pixels", mend)
+    images = np.empty((n, n_channels, image_size, image_size), dtype=np.uint8)
+
+    def fill(first: int) -> None:
+        for row in range(first, min(first + 256, n)):
+            images[row] = one(row)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(fill, range(0, n, 256)):
+            pass
+    return images

@@ -1,0 +1,99 @@
+"""Pictures with a mask each, and the masks that are made of trimaps."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from data.errors import DataError
+from data.images.augmentation import channel_statistics
+
+BACKGROUND, PET, BORDER = 0, 1, 2  # values of a trimap, and the classes of a mask
+IGNORE = 255  # value of a mask where there is nothing to learn and nothing to score
+
+
+@dataclass(frozen=True)
+class MaskedImages:
+    """Picture i is called `names[i]` and has the trimap `trimaps[i]`."""
+
+    images: Tensor  # (N, 3, S, S) uint8
+    trimaps: Tensor  # (N, S, S) uint8 of BACKGROUND, PET and BORDER
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class MaskSplit:
+    """Picture i is called `names[i]` and has the mask `masks[i]`."""
+
+    images: Tensor  # (N, 3, S, S) uint8
+    masks: Tensor  # (N, S, S) uint8 of class numbers, or IGNORE
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class MaskSplits:
+    """What a net is trained and tested on. Class k is called `class_names[k]`."""
+
+    train: MaskSplit
+    test: MaskSplit
+    class_names: tuple[str, ...]
+    mask_values: tuple[int | tuple[int, int, int], ...] = ()  # what the mask files hold for each class, if files do
+    notes: tuple[str, ...] = ()  # how the files were understood, a line each
+
+
+def require_trainable(splits: MaskSplits, n_parts: int) -> None:
+    """Raise DataError where these splits cannot be trained and tested on, in updates of `n_parts` micro-batches.
+
+    That takes pixels of two classes in both splits, and as many pictures as micro-batches.
+    """
+    n_train, n_test = len(splits.train), len(splits.test)
+    if min(n_train, n_test) < n_parts:
+        raise DataError(
+            f"{n_train} training and {n_test} test pictures are too few for {n_parts} micro-batches an update: "
+            "lower --gradient_accumulation_steps or launch fewer processes"
+        )
+    for name, split in (("training", splits.train), ("test", splits.test)):
+        present = [k for k in split.masks.unique().tolist() if k != IGNORE]
+        if len(present) < 2:
+            only = splits.class_names[present[0]] if present else "to be ignored"
+            raise DataError(f"all pixels of the {len(split)} {name} masks are {only}: give others as well")
+
+
+def splits_of_trimaps(
+    train: MaskedImages, test: MaskedImages, classes: Literal["binary", "trimap"],
+    border: Literal["pet", "background", "ignore"],
+) -> MaskSplits:  # fmt: skip
+    """Pet's pictures, or others with trimaps, with the masks that `masks_from_trimaps` makes."""
+    masked = [MaskSplit(s.images, masks_from_trimaps(s.trimaps, classes, border), s.names) for s in (train, test)]
+    return MaskSplits(*masked, ("background", "pet", "border")[: 2 if classes == "binary" else 3])
+
+
+def masks_from_trimaps(
+    trimaps: Tensor, classes: Literal["binary", "trimap"], border: Literal["pet", "background", "ignore"]
+) -> Tensor:
+    """`trimaps` (..., S, S) uint8 -> masks of the same shape and type.
+
+    classes: "trimap" keeps the three classes, BACKGROUND, PET and BORDER; `border` is not read. "binary" has
+        BACKGROUND and PET alone.
+    border: what the border counts as in a binary mask; "ignore" marks it IGNORE.
+    """
+    if classes == "trimap":
+        return trimaps
+    counts_as = {"pet": PET, "background": BACKGROUND, "ignore": IGNORE}[border]
+    return trimaps.masked_fill(trimaps == BORDER, counts_as)
+
+
+def picture_statistics(images: Tensor, masks: Tensor, n_classes: int) -> dict[str, Tensor]:
+    """`channel_statistics` of `images` (N, 3, S, S) uint8, and "class_shares" (K,) float64.
+
+    That is the share of each of the K = `n_classes` classes in all pixels of `masks` (N, S, S) uint8; what is
+    missing to 1 is ignored.
+    """
+    counts = masks.flatten().bincount(minlength=IGNORE + 1)[:n_classes]
+    return {**channel_statistics(images), "class_shares": counts.double() / masks.numel()}

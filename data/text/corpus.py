@@ -1,0 +1,312 @@
+"""From a corpus's name or files to token arrays: what train_translation.py trains and evaluates on."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from data.cache import cached_text, content_key
+from data.errors import DataError
+from data.seeding import Stream, seeded_rng
+from data.text.bpe_dropout import BPEDropout
+from data.text.parallel_files import load_hub_pairs, read_parallel_files
+from data.text.parallel_text import (
+    MAX_LENGTH_RATIO,
+    ParallelText,
+    clean,
+    hashed_splits,
+    normalised,
+    usual_length_ratio,
+    without_empty,
+    without_sentences_of,
+)
+from data.text.phrasebook import phrasebook_splits
+from data.text.tokenization import MAX_WORD, TextTokenizer
+from data.text.tokenized_text import TokenizedText, cached_tokens
+
+
+@dataclass(frozen=True)
+class CorpusSplits:
+    """Cleaned sentence pairs, no sentence of either side in both train and a held-out split."""
+
+    train: ParallelText
+    valid: ParallelText
+    test: ParallelText
+    counts: dict[str, int] = field(default_factory=dict)  # what was read, skipped (and why) and kept
+    test_extra: ParallelText | None = None  # a further test set, reported beside `test`
+    notes: tuple[str, ...] = ()  # what the user should know of how the text was read, a line each
+
+    def lowercased(self) -> "CorpusSplits":
+        """The same splits with all text in lower case."""
+        parts = {name: getattr(self, name) for name in ("train", "valid", "test", "test_extra")}
+        return replace(self, **{name: part and _lowercased(part) for name, part in parts.items()})
+
+
+def _lowercased(text: ParallelText) -> ParallelText:
+    # Normalised after lower-casing, which can decompose (İ).
+    return normalised(ParallelText([s.lower() for s in text.sources], [t.lower() for t in text.targets]))
+
+
+def load_splits(
+    dataset: str,
+    dataset_config: str,
+    languages: tuple[str, str],
+    *,
+    dataset_revision: str | None = None,
+    data_dir: Path | None = None,
+    train_files: Sequence[str] = (),
+    valid_files: Sequence[str] = (),
+    test_files: Sequence[str] = (),
+    extra_test_files: Sequence[str] = (),
+    valid_fraction: float = 0.02,
+    test_fraction: float = 0.02,
+    max_length_ratio: float = 0.0,
+    lowercase: bool = False,
+) -> CorpusSplits:
+    """The splits of `train_files` where given, else of the embedded "phrasebook", else of a hub data set.
+
+    What has no files of its own is split off the training pairs by hash. Held-out files are used whole (only
+    their empty lines are skipped), and training pairs that share a sentence with them are dropped and counted.
+    `extra_test_files` are a test set beside the other one. All text is normalised (`data.text.parallel_text`), and,
+    once it is split, put into lower case with `lowercase`.
+
+    max_length_ratio: training pairs whose sides differ by more in length are dropped, as `clean` says; 0: by
+        more than three times what is usual in this corpus.
+
+    Raises DataError.
+    """
+    if dataset == "phrasebook" and not train_files:
+        if valid_files or test_files or extra_test_files:
+            raise DataError("the phrasebook has splits of its own: give held-out files with --train_files alone")
+        splits = CorpusSplits(*(ParallelText.from_pairs(pairs) for pairs in phrasebook_splits()))
+        return splits.lowercased() if lowercase else splits
+    if train_files:
+        text = read_parallel_files(train_files, languages)
+    else:
+        text = load_hub_pairs(dataset, dataset_config, languages, data_dir, dataset_revision)
+    text, counts, notes = _cleaned(normalised(text), max_length_ratio)
+    train, valid, test, split_counts = hashed_splits(
+        text, 0.0 if valid_files else valid_fraction, 0.0 if test_files else test_fraction
+    )
+    if valid_files:
+        valid = _read_heldout(valid_files, languages)
+    if test_files:
+        test = _read_heldout(test_files, languages)
+    test_extra = _read_heldout(extra_test_files, languages) if extra_test_files else None
+    n_before = len(train)
+    for given, heldout in ((valid_files, valid), (test_files, test), (extra_test_files, test_extra)):
+        if given:
+            train = without_sentences_of(train, heldout)
+    split_counts |= {
+        "train": len(train),
+        "valid": len(valid),
+        "test": len(test),
+        "in_heldout_files": n_before - len(train),
+    }
+    if len(train) == 0:
+        raise DataError(
+            f"no training pair is left of {counts['read']:,} pairs read: {_reasons(counts | split_counts)}; "
+            "give text that does not stand in the held-out files"
+        )
+    for name, split in (("validation", valid), ("test", test)):
+        if len(split) == 0:
+            raise DataError(
+                f"no {name} pair is left of {counts['read']:,} pairs read: give more text, or larger "
+                "--valid_fraction and --test_fraction, or --valid_files and --test_files"
+            )
+    if test_extra is not None:
+        split_counts["test_extra"] = len(test_extra)
+    splits = CorpusSplits(train, valid, test, {**counts, **split_counts}, test_extra, tuple(notes))
+    return splits.lowercased() if lowercase else splits
+
+
+_DROPPED = ("empty", "length_ratio", "duplicate", "target_in_heldout", "in_heldout_files")  # the reasons
+_NOTABLE_SHARE = 0.01  # of the pairs: dropped for their length ratio, they are worth a line
+
+
+def _cleaned(text: ParallelText, max_length_ratio: float) -> tuple[ParallelText, dict[str, int], list[str]]:
+    """What `clean` keeps and counts, and what there is to say of it. Raises DataError where it keeps nothing."""
+    usual_ratio = 1.0 if max_length_ratio else usual_length_ratio(text)
+    limit = max_length_ratio or MAX_LENGTH_RATIO
+    if not 1 <= limit < math.inf:
+        raise DataError(f"--max_length_ratio {max_length_ratio:g}: give 1 or more, or 0 for what suits the corpus")
+    kept, counts = clean(text, limit, usual_ratio)
+    bound = limit * max(usual_ratio, 1 / usual_ratio)
+    notes = []
+    if usual_ratio != 1:
+        notes.append(
+            f"a target usually has {usual_ratio:.2f} characters for each of its source: pairs more than {limit:g} "
+            "times off that are dropped (--max_length_ratio)"
+        )
+    n_uneven = counts["length_ratio"]
+    if not kept:
+        mend = "give text with both sides"
+        if n_uneven >= counts["empty"]:
+            mend = f"raise --max_length_ratio above {bound:.3g}, or check that the files belong together"
+        raise DataError(f"all {counts['read']:,} pairs were dropped: {_reasons(counts)}; {mend}")
+    if n_uneven > _NOTABLE_SHARE * len(text):
+        notes.append(
+            f"warning: {n_uneven:,} of {len(text):,} pairs ({n_uneven / len(text):.1%}) were dropped for their "
+            f"length ratio: raise --max_length_ratio above {bound:.3g} if they are good ones"
+        )
+    return kept, counts, notes
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    """What pairs were dropped for, the commonest reason first: "length ratio 998, empty 2"."""
+    dropped = [(counts[name], name) for name in _DROPPED if counts.get(name)]
+    return ", ".join(f"{name.replace('_', ' ')} {n:,}" for n, name in sorted(dropped, reverse=True))
+
+
+def _read_heldout(files: Sequence[str], languages: tuple[str, str]) -> ParallelText:
+    text = without_empty(normalised(read_parallel_files(files, languages)))
+    if len(text) == 0:
+        raise DataError(f"{' and '.join(map(str, files))}: no pair with text on both sides")
+    return text
+
+
+@dataclass(frozen=True)
+class TokenizedPairs:
+    """Sentence i of the source belongs to sentence i of the target."""
+
+    source: TokenizedText
+    target: TokenizedText
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def select(self, indices: Sequence[int]) -> "TokenizedPairs":
+        """The pairs of these numbers, in their order."""
+        return TokenizedPairs(self.source.select(indices), self.target.select(indices))
+
+
+def evenly_spaced(n_all: int, n: int) -> list[int]:
+    """n of the numbers 0 .. n_all - 1, or all of them for n = 0 and where there are no more.
+
+    From all over a split: corpora are often sorted, by length or by topic.
+    """
+    n = min(n or n_all, n_all)
+    return [i * n_all // n for i in range(n)]
+
+
+class TranslationCorpus:
+    """Token arrays of all splits, with the tokenizers trained on the training split alone.
+
+    Tokenizers and arrays come from the cache where the same text was seen with the same settings before.
+    `joint` trains one tokenizer on both sides. Training pairs with more than `max_len` tokens on a side, end
+    mark included, are dropped and counted in `n_too_long`: before the tokenizer sees them where their characters
+    tell (`n_unread`). Held-out ones never are, but only their first `eval_max_len` tokens are evaluated; of each
+    split, by its name, `was_cut` (N,) says which sources have more. Raises DataError where no
+    training pair is left.
+    """
+
+    def __init__(
+        self,
+        splits: CorpusSplits,
+        *,
+        kind: str,
+        vocab_size: int,
+        min_frequency: int,
+        lowercase: bool,
+        joint: bool,
+        max_len: int,
+        mask_numbers: bool = False,
+        bpe_dropout: float = 0.0,
+        eval_max_len: int = 1024,
+        seed: int = 0,
+    ):
+        settings = {"kind": kind, "vocab_size": vocab_size, "min_frequency": min_frequency,
+                    "lowercase": lowercase, "mask_numbers": mask_numbers}  # fmt: skip
+
+        def tokenizer_for(texts: list[str]) -> TextTokenizer:
+            def train() -> str:
+                return TextTokenizer.train(texts, **settings).to_json()
+
+            return cached_text(content_key({**settings, "format": 2}, texts), train, TextTokenizer.from_json)
+
+        most_characters = max_len * MAX_WORD
+        short = [i for i, pair in enumerate(splits.train.pairs()) if max(map(len, pair)) <= most_characters]
+        if not short:
+            raise DataError(
+                f"no training pair is left: each has more than {most_characters:,} characters, so more than "
+                f"--max_len {max_len} tokens; give a sentence a line"
+            )
+        train = self._train_text = splits.train.select(short)
+        self.n_unread = len(splits.train) - len(train)
+        if joint:
+            self.source_tokenizer = self.target_tokenizer = tokenizer_for(train.sources + train.targets)
+        else:
+            self.source_tokenizer = tokenizer_for(train.sources)
+            self.target_tokenizer = tokenizer_for(train.targets)
+
+        self.tokenizers = {"source": self.source_tokenizer, "target": self.target_tokenizer}
+
+        def tokens_of(text: ParallelText) -> TokenizedPairs:
+            sides = []
+            for tokenizer, sentences in (
+                (self.source_tokenizer, text.sources),
+                (self.target_tokenizer, text.targets),
+            ):
+                key = content_key({"tokenizer": tokenizer.to_json()}, sentences)
+                sides.append(cached_tokens(key, lambda t=tokenizer, s=sentences: t.encode(s)))
+            return TokenizedPairs(*sides)
+
+        whole = tokens_of(train)
+        self.max_len, self.eval_max_len, self.n_read = max_len, eval_max_len, len(splits.train)
+        self.kept = self._short_enough(whole)
+        self.train = whole.select(self.kept)
+        self.n_too_long = self.n_read - len(self.train)
+        if len(self.train) == 0:
+            raise DataError(
+                f"all {self.n_read:,} training pairs have more than --max_len {max_len} tokens on a side: raise it"
+            )
+        self.was_cut: dict[str, np.ndarray] = {}
+
+        def heldout(name: str) -> TokenizedPairs:
+            pairs = tokens_of(getattr(splits, name))
+            self.was_cut[name] = pairs.source.lengths >= eval_max_len  # the end mark comes on top
+            return TokenizedPairs(pairs.source.cut(eval_max_len - 1), pairs.target.cut(eval_max_len - 1))
+
+        self.valid, self.test = heldout("valid"), heldout("test")
+        self.test_extra = None if splits.test_extra is None else heldout("test_extra")
+        self.splits, self.seed, self._dropout = splits, seed, None
+        if bpe_dropout > 0:
+            self._dropout = tuple(
+                BPEDropout(tokenizer, bpe_dropout) for tokenizer in (self.source_tokenizer, self.target_tokenizer)
+            )
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in self.splits.counts.items())
+        n_cut = {name: int(was_cut.sum()) for name, was_cut in self.was_cut.items()}
+        cut = ", ".join(f"{name} {n:,}" for name, n in n_cut.items() if n)
+        warning = (
+            f"warning: sources of more than {self.eval_max_len:,} tokens are cut there (--eval_max_len): {cut}\n"
+        )
+        unread = f", {self.n_unread:,} of them by their characters alone" if self.n_unread else ""
+        return (warning if cut else "") + (
+            f"{len(self.train):,} training pairs "
+            f"({self.n_too_long:,} over --max_len {self.max_len} dropped{unread}), "
+            f"{len(self.valid):,} validation, {len(self.test):,} test pairs; {counts or 'embedded'}\n"
+            f"{self.source_tokenizer.vocab_size:,} source tokens, {self.target_tokenizer.vocab_size:,} target ones"
+        )
+
+    def _short_enough(self, pairs: TokenizedPairs) -> np.ndarray:
+        longest = np.maximum(pairs.source.lengths, pairs.target.lengths) + 1
+        return np.flatnonzero(longest <= self.max_len)
+
+    def training_pairs(self, epoch: int) -> TokenizedPairs:
+        """The training pairs of an epoch: under BPE-dropout segmented anew, by (seed, epoch) alone."""
+        if self._dropout is None:
+            return self.train
+        rng = seeded_rng(Stream.SEGMENTATION, self.seed, epoch)
+        texts = self._train_text
+        pairs = TokenizedPairs(
+            *(
+                TokenizedText.from_lists(dropout.encode([side[i] for i in self.kept], rng))
+                for dropout, side in zip(self._dropout, (texts.sources, texts.targets), strict=True)
+            )
+        )
+        kept = self._short_enough(pairs)  # dropout makes sentences longer
+        return pairs.select(kept)

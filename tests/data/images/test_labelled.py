@@ -1,0 +1,216 @@
+import io
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from image_sets import NAMES, assert_split, encoded, fails, hwc, png_set, random_pixels, write_parquet
+from PIL import Image
+
+from data.errors import DataError
+from data.images import labelled as labelled_images
+from data.images.labelled import ImageSplits, decode_image, load_image_splits, require_trainable
+
+# Decoding
+
+
+def test_images_of_the_right_size_keep_their_pixels():
+    colour = random_pixels(1, 3, 32, 32)[0]
+    np.testing.assert_array_equal(decode_image(encoded(hwc(colour)), "", 32, 3), colour)
+    grey = random_pixels(1, 28, 28)[0]
+    np.testing.assert_array_equal(decode_image(encoded(grey), "", 28, 1), grey[None])
+    np.testing.assert_array_equal(decode_image(encoded(grey), "", 28, 3), np.stack([grey] * 3))
+
+
+def test_grey_is_the_luma_of_colour():
+    colour = random_pixels(1, 3, 32, 32)[0]
+    luma = np.tensordot([0.299, 0.587, 0.114], colour.astype(float), 1)
+    assert np.abs(decode_image(encoded(hwc(colour)), "", 32, 1)[0] - luma).max() <= 1
+
+
+def test_other_sizes_are_scaled_by_the_shorter_side_and_cut_in_the_middle():
+    wide = random_pixels(1, 64, 128)[0]
+    whole = np.asarray(Image.fromarray(wide).resize((64, 32), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(decode_image(encoded(wide), "", 32, 1)[0], whole[:, 16:48])
+    np.testing.assert_array_equal(decode_image(encoded(wide.T.copy()), "", 32, 1)[0], whole[:, 16:48].T)
+    stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
+    middle = decode_image(encoded(stripes), "", 16, 1)[0, :, 2:-2]  # every other column is lost unless averaged
+    assert np.abs(middle.astype(int) - 127).max() <= 6
+    assert decode_image(encoded(np.full((1, 3), 7, np.uint8)), "", 8, 3).tolist() == np.full((3, 8, 8), 7).tolist()
+
+
+def test_other_modes():
+    deep = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
+    np.testing.assert_array_equal(decode_image(encoded(deep), "", 8, 1)[0], deep // 256)
+    assert Image.open(io.BytesIO(encoded(deep))).mode.startswith("I")
+
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    for options, expected in (({}, (10, 20, 30)), ({"transparency": 1}, (255, 255, 255))):
+        file = io.BytesIO()
+        palette.save(file, "PNG", **options)
+        assert decode_image(file.getvalue(), "", 8, 3)[:, 4, 4].tolist() == list(expected)
+
+    for mode, colour, expected in (
+        ("RGBA", (0, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (100, 0, 0, 255), (100, 0, 0)),
+        ("LA", (50, 255), (50, 50, 50)),
+        ("1", 1, (255, 255, 255)),
+    ):
+        file = io.BytesIO()
+        Image.new(mode, (8, 8), colour).save(file, "PNG")
+        assert decode_image(file.getvalue(), "", 8, 3)[:, 0, 0].tolist() == list(expected)
+
+    file = io.BytesIO()
+    Image.new("F", (8, 8), 0.5).save(file, "TIFF")
+    with pytest.raises(DataError, match=r"here: .*floating-point"):
+        decode_image(file.getvalue(), "here", 8, 3)
+
+
+def test_a_photograph_is_turned_upright():
+    pixels = np.zeros((16, 16), np.uint8)
+    pixels[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    upright = decode_image(encoded(pixels, exif=exif), "", 16, 1)
+    np.testing.assert_array_equal(upright[0], pixels[::-1])
+
+
+def test_damaged_images():
+    content = encoded(hwc(random_pixels(1, 3, 32, 32)[0]))
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    checksum = content[:-13] + bytes([content[-13] ^ 1]) + content[-12:]  # of the pixels; the end mark follows
+    jpeg = encoded(hwc(random_pixels(1, 3, 32, 32)[0]), "JPEG")
+    for damaged in (
+        content[:middle],
+        content[:-20],
+        flipped,
+        checksum,
+        content[:20],
+        jpeg[: len(jpeg) // 2],
+        b"text",
+        b"",
+    ):
+        with pytest.raises(DataError, match=r"^a\.parquet row 7\b") as error:
+            decode_image(damaged, "a.parquet row 7", 32, 3)
+        assert "\n" not in str(error.value) and "0x" not in str(error.value)
+
+
+@pytest.mark.parametrize("position", range(0, 1200, 40))
+def test_no_flipped_bit_of_a_png_goes_unnoticed(position):
+    pixels = random_pixels(1, 3, 20, 20)[0]
+    content = bytearray(encoded(hwc(pixels)))
+    content[position] ^= 4
+    try:
+        decoded = decode_image(bytes(content), "here", 20, 3)
+    except DataError:
+        return
+    np.testing.assert_array_equal(decoded, pixels)
+
+
+# Folders
+
+
+def test_decoded_images_are_cached_by_their_content(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path / "cache"))
+    pixels, contents = png_set(3)
+
+    def load(**options):
+        return load_image_splits("x/y", tmp_path, **options).train.images
+
+    write_parquet(tmp_path / "train.parquet", contents[:2], [0, 1])
+    write_parquet(tmp_path / "test.parquet", contents[2:], [2])
+    first, small, grey = load(), load(image_size=16), load(n_channels=1)
+    assert small.shape == (2, 3, 16, 16) and grey.shape == (2, 1, 32, 32)
+    with monkeypatch.context() as context:
+        context.setattr(labelled_images, "decode_image", None)  # not to be called
+        assert torch.equal(load(), first) and torch.equal(load(image_size=16), small)
+        assert torch.equal(load(n_channels=1), grey)
+    write_parquet(tmp_path / "train.parquet", contents[1::-1], [0, 1])
+    np.testing.assert_array_equal(load().numpy(), pixels[1::-1])
+
+
+def test_a_data_dir_without_any_layout(tmp_path):
+    fails(tmp_path / "none", tmp_path / "none", "not a folder")
+    layouts = ("parquet", "cifar-10-batches-py", "cifar-10-batches-bin", "idx3-ubyte", "train/CLASS")
+    fails(tmp_path, tmp_path, *layouts)
+    for split in ("train", "test"):  # images without classes
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "0000.png").write_bytes(encoded(random_pixels(1, 8, 8)[0]))
+    fails(tmp_path, tmp_path, *layouts)
+
+
+# The hub
+
+
+def hub_split(contents, labels):
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))})
+    images = [{"bytes": content, "path": None} for content in contents]
+    return datasets.Dataset.from_dict({"img": images, "label": labels}, features=features)
+
+
+def test_hub_data_set(monkeypatch):
+    pixels, contents = png_set(4)
+    splits = {"train": hub_split(contents[:3], [2, 0, 1]), "validation": hub_split(contents[3:], [1])}
+    calls = []
+
+    def load(dataset, **options):
+        calls.append(dataset)
+        return datasets.DatasetDict(splits)
+
+    monkeypatch.setattr(labelled_images, "load_from_hub", load)
+    loaded = load_image_splits("x/y", None)
+    assert calls == ["x/y"]
+    assert_split(loaded.train, pixels[:3], [2, 0, 1])
+    assert_split(loaded.test, pixels[3:], [1])
+    assert loaded.class_names == NAMES
+
+    splits["train"] = hub_split([contents[0], contents[1][:-40]], [0, 0])
+    with pytest.raises(DataError, match="x/y train row 1"):
+        load_image_splits("x/y", None)
+    del splits["validation"]
+    with pytest.raises(DataError, match="it has train"):
+        load_image_splits("x/y", None)
+
+
+def test_without_network_the_error_names_the_ways_out(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DataError) as error:
+        load_image_splits("nobody/no-such-data-set", None)
+    for part in ("nobody/no-such-data-set from the", "network", "--data_dir", "parquet", "demo"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_data_set_that_the_hub_does_not_have(monkeypatch):
+    def load_dataset(*arguments, **options):
+        raise datasets.exceptions.DatasetNotFoundError("no such data set")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match="cannot fetch x/y from"):
+        load_image_splits("x/y", None)
+
+
+def splits_of(train_labels, test_labels, names=("cat", "dog", "owl")) -> ImageSplits:
+    train, test = map(torch.tensor, (train_labels, test_labels))
+    return ImageSplits.of(torch.zeros(len(train), 1, 8, 8), train, torch.zeros(len(test), 1, 8, 8), test, names)
+
+
+@pytest.mark.parametrize(
+    "train, test, names, n_parts, message",
+    [
+        ([0, 0], [0, 0], ("cat",), 1, "all images are of one class, cat: give"),
+        ([0, 1], [0, 1, 2], ("cat", "dog", "owl"), 1, "no training image is of class owl: add some"),
+        ([0, 1, 2], [0, 0, 0], ("cat", "dog", "owl"), 1, "no test image is of class dog, owl: add some"),
+        ([0, 1, 2] * 9, [0, 1, 2], ("cat", "dog", "owl"), 4, "27 training and 3 test images are too few for 4"),
+    ],
+)
+def test_what_cannot_be_trained_or_tested_on_is_refused(train, test, names, n_parts, message):
+    with pytest.raises(DataError, match=f"^{message}"):
+        require_trainable(splits_of(train, test, names), n_parts)
+
+
+def test_an_image_of_each_class_in_both_splits_is_enough():
+    require_trainable(splits_of([0, 1, 2], [0, 1, 2]), n_parts=3)

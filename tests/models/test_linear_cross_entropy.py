@@ -1,0 +1,60 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models import linear_cross_entropy as losses
+from models.linear_cross_entropy import linear_cross_entropy
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk_elements", [1, 40 * 23, 1 << 22])  # many chunks, a partial last one, a single one
+def test_values_and_gradients_equal_torch(monkeypatch, label_smoothing, chunk_elements):
+    monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", chunk_elements)
+    torch.manual_seed(0)
+    labels = torch.randint(0, 23, (100,))
+    ours = [torch.randn(100, 8, dtype=torch.double), torch.randn(23, 8, dtype=torch.double)]
+    theirs = [x.clone().requires_grad_() for x in ours]
+    ours = [x.requires_grad_() for x in ours]
+    smoothed, plain = linear_cross_entropy(*ours, labels, label_smoothing, ignore_index=0)
+    logits = theirs[0] @ theirs[1].t()
+    expected = F.cross_entropy(logits, labels, ignore_index=0, reduction="sum", label_smoothing=label_smoothing)
+    torch.testing.assert_close(smoothed.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        plain.double(), F.cross_entropy(logits, labels, ignore_index=0, reduction="sum"), rtol=1e-5, atol=0
+    )
+    (smoothed * 0.7).backward()
+    (expected * 0.7).backward()
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_padding_count_nothing():
+    torch.manual_seed(0)
+    states, weight = torch.randn(6, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    smoothed, plain = linear_cross_entropy(states, weight, torch.zeros(6, dtype=torch.long), 0.1)
+    assert smoothed == plain == 0
+    smoothed.backward()
+    assert states.grad.abs().max() == weight.grad.abs().max() == 0
+
+
+def test_the_plain_sum_carries_no_gradient_and_no_grad_keeps_none():
+    states, weight = torch.randn(6, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    labels = torch.randint(1, 11, (6,))
+    assert not linear_cross_entropy(states, weight, labels)[1].requires_grad
+    with torch.no_grad():
+        assert not linear_cross_entropy(states, weight, labels)[0].requires_grad
+
+
+def test_half_precision_states_keep_fp32_sums():
+    """2,000 rows at 10 nats sum to more than fp16's 65,504 at a third of them."""
+    torch.manual_seed(0)
+    states, weight = torch.randn(8000, 16), torch.randn(500, 16) * 3
+    labels = torch.randint(1, 500, (8000,))
+    reference, _ = linear_cross_entropy(states, weight, labels)
+    for dtype in (torch.float16, torch.bfloat16):
+        half = states.to(dtype).requires_grad_()
+        smoothed, _ = linear_cross_entropy(half, weight, labels)
+        assert reference > 65_504 and smoothed.dtype == torch.float32
+        torch.testing.assert_close(smoothed, reference, rtol=0.01, atol=0)
+        smoothed.backward()
+        assert half.grad.dtype == dtype and half.grad.isfinite().all()
