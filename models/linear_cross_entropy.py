@@ -1,4 +1,4 @@
-"""Losses as pure functions: sums over tokens, which the caller divides by the count of the whole update."""
+"""Output projection and cross-entropy in one: sums over tokens, which the caller divides by the update's count."""
 
 import torch
 from torch import Tensor
@@ -56,10 +56,11 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Sum of label-smoothed cross-entropy of `states @ weight.T`, and the plain sum without gradient (nats).
 
-    states (N, D), weight (V, D), labels (N,) int64; rows with label `ignore_index` count nothing. Equal to
+    states (..., D), weight (V, D), labels (...) int64; rows with label `ignore_index` count nothing. Equal to
     `F.cross_entropy(states @ weight.T, labels, reduction="sum", ...)`, with label smoothing as in Szegedy et
     al. 2016 (arXiv 1512.00567, section 7). Twice differentiable it is not.
     """
+    states, labels = states.flatten(0, -2), labels.flatten()
     device = states.device.type
     if torch.is_autocast_enabled(device):
         states = states.to(torch.get_autocast_dtype(device))

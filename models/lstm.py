@@ -5,6 +5,7 @@ of what goes into the output projection, V words. Token ids are int64. A source 
 padding, and ends in EOS: a row of nothing but padding would make every attention weight NaN.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.dropout import Dropout
-from models.linear_cross_entropy import linear_cross_entropy
 
 # Gates in torch's order: input, forget, cell, output. Far beyond where a sigmoid in any precision is 0 or 1.
 PADDING_GATES = (-1024.0, 1024.0, 0.0, -1024.0)
@@ -121,7 +121,7 @@ class DecoderState:
 
 
 class Seq2SeqLSTM(nn.Module):
-    """Bidirectional LSTM encoder and LSTM decoder with attention, and the loss inside `forward`.
+    """Bidirectional LSTM encoder and LSTM decoder with attention. `forward` calls the objective on its states.
 
     Decoder output and context, side by side, go into the output projection (D = 2H), or through one more
     layer to the attentional vector first: `attentional_layer`, tanh(W [context; output]), D = H (Luong et al.
@@ -269,17 +269,15 @@ class Seq2SeqLSTM(nn.Module):
         return F.linear(self.decode_target(source, target), self.output_weight)
 
     def forward(
-        self, source: Tensor, target: Tensor, labels: Tensor, label_smoothing: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
-        """Sums over all label tokens of the smoothed cross-entropy and of the plain one, in nats.
+        self, source: Tensor, target: Tensor, objective: Callable[..., dict[str, Tensor]], *arguments
+    ) -> dict[str, Tensor]:
+        """What `objective(vectors, output_weight, *arguments)` makes of the vectors before the output projection.
 
-        source (B, S); target (B, T) begins with BOS; labels (B, T) is the target moved on by one, ending in
-        EOS, with pad_id where nothing is to be predicted. The second sum carries no gradient.
+        source (B, S); target (B, T), which begins with BOS. The objective gets vectors (B, T, D) and the
+        projection (V, D); it is called in here so that DDP, FSDP, autocast and the compiler see it.
         """
         vectors = self.decode_target(source, target)
-        return linear_cross_entropy(
-            vectors.flatten(0, 1), self.output_weight, labels.flatten(), label_smoothing, self.pad_id
-        )
+        return objective(vectors, self.output_weight, *arguments)
 
     def decode_step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Feed one token to each row: tokens (N,) -> logits of the next ones (N, V) and the new state."""

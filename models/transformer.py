@@ -6,6 +6,7 @@ nothing but padding would make every attention weight NaN.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.dropout import Dropout, dropout
-from models.linear_cross_entropy import linear_cross_entropy
 
 # On a CPU, forward and backward of scaled_dot_product_attention took 4.1, 2.5, 2.1 and 1.3 times as long as
 # plain batched matmuls at 16, 64, 128 and 256 tokens (bf16, two cores, 4,096 tokens a batch); the plain form
@@ -208,7 +208,7 @@ def sinusoidal_positions(n_positions: int, d_model: int) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """Encoder-decoder Transformer with the loss inside `forward`, so that DDP, FSDP and autocast see it.
+    """Encoder-decoder Transformer. `forward` calls the objective on its states.
 
     `tied_embeddings`: "none"; "output" (the target embedding is the output projection); "three-way"
     (Press & Wolf 2017, arXiv 1608.05859: source and target embedding and output projection are one matrix,
@@ -308,17 +308,15 @@ class Transformer(nn.Module):
         return F.linear(states, self.output_weight)
 
     def forward(
-        self, source: Tensor, target: Tensor, labels: Tensor, label_smoothing: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
-        """Sums over all label tokens of the smoothed cross-entropy and of the plain one, in nats.
+        self, source: Tensor, target: Tensor, objective: Callable[..., dict[str, Tensor]], *arguments
+    ) -> dict[str, Tensor]:
+        """What `objective(states, output_weight, *arguments)` makes of the states before the output projection.
 
-        source (B, S); target (B, T) begins with BOS; labels (B, T) is the target moved on by one, ending in
-        EOS, with pad_id where nothing is to be predicted. The second sum carries no gradient.
+        source (B, S); target (B, T), which begins with BOS. The objective gets states (B, T, D) and the
+        projection (V, D); it is called in here so that DDP, FSDP, autocast and the compiler see it.
         """
         states = self.decode(target, self.encode(source), self.source_mask(source))
-        return linear_cross_entropy(
-            states.flatten(0, 1), self.output_weight, labels.flatten(), label_smoothing, self.pad_id
-        )
+        return objective(states, self.output_weight, *arguments)
 
     def begin_decoding(self, source: Tensor, use_cache: bool = True) -> DecoderState:
         """Encode source (B, S) and open the decoder for one row a sentence."""

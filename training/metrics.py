@@ -1,109 +1,103 @@
-"""Loss sums kept on the device between two log lines, so that the loop does not wait for it."""
+"""What is known of each metric: its readable name, its unit, how many digits it is shown with, whether more is better.
 
-import math
-import time
+A metric is logged as "<split>/<name>". A name that is not in the table, such as "dice_border" of a class or
+"accuracy_views" over views, is known by the longest entry that it begins with.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-
-from training.errors import TrainingDiverged
-from training.run import sum_over_processes
-
-MAX_SKIPPED = 50  # fp16 overflows in a row: halving the loss scale that often no longer helps
+from training.errors import UsageError
 
 
-class MetricWindow:
-    """Sums of named values over the updates since the last log line, what they are divided by, and the time.
+@dataclass(frozen=True)
+class Metric:
+    label: str  # as figures and tables call it
+    more_is_better: bool = False
+    digits: int = 3  # behind the point
+    factor: float = 1.0  # what a value is multiplied by to be shown
+    unit: str = ""  # put behind the value
 
-    Each process adds its own sums; the count (tokens, images or pixels of the whole update) is known to all.
-    `rate` names the count per second, such as "train/tokens_per_second". The clock runs between `start` and
-    `stop`, which the loop calls around what is not training; `train_seconds` is its total.
+
+METRICS = {
+    # of every script
+    "loss": Metric("loss"),
+    "lr": Metric("learning rate"),
+    "gradient_norm": Metric("gradient norm"),
+    "train_seconds": Metric("training time", digits=1, factor=1 / 60, unit=" min"),
+    "n_parameters": Metric("parameters", digits=0),
+    # translation
+    "nll": Metric("negative log-likelihood", unit=" nats/token"),
+    "bleu": Metric("BLEU", more_is_better=True, digits=1),
+    "chrf": Metric("chrF", more_is_better=True, digits=1),
+    # classification
+    "accuracy": Metric("accuracy", more_is_better=True, digits=2, factor=100, unit=" %"),
+    # segmentation
+    "dice": Metric("Dice", more_is_better=True, digits=4),
+    "iou": Metric("IoU", more_is_better=True, digits=4),
+    # VAE
+    "elbo": Metric("ELBO", more_is_better=True, digits=2, unit=" nats"),
+    "iw_bound": Metric("importance-weighted bound", more_is_better=True, digits=2, unit=" nats"),
+    "reconstruction": Metric("reconstruction", digits=2, unit=" nats"),
+    "kl": Metric("KL divergence", digits=2, unit=" nats"),
+    "bits_per_dim": Metric("bits/dim"),
+    "wrong_label_hits": Metric("label hits under a wrong label", True, digits=1, factor=100, unit=" %"),
+    "prior_hits": Metric("label hits from the prior", True, digits=1, factor=100, unit=" %"),
+    "classifier_accuracy": Metric("accuracy of the judge", True, digits=2, factor=100, unit=" %"),
+}
+SPLITS = {"train": "training", "valid": "validation", "test": "test", "test_extra": "second test set"}
+
+
+def metric(name: str) -> Metric:
+    """What is known of "valid/bleu" or "bleu"; of an unknown name that its words are its label."""
+    words = name.rpartition("/")[2].split("_")
+    for end in range(len(words), 0, -1):
+        known = METRICS.get("_".join(words[:end]))
+        if known is not None:
+            label = " ".join([known.label, *words[end:]])
+            return Metric(label, known.more_is_better, known.digits, known.factor, known.unit)
+    return Metric(" ".join(words))
+
+
+def readable_name(name: str) -> str:
+    """`train/tokens_per_second` becomes `training: tokens per second`."""
+    split, _, _ = name.rpartition("/")
+    label = metric(name).label
+    return f"{SPLITS.get(split, split)}: {label}" if split else label
+
+
+def shown(name: str, value: float) -> str:
+    """A value as a table shows it: `shown("test/accuracy", 0.9351)` is "93.51 %"."""
+    known = metric(name)
+    return f"{known.factor * value:,.{known.digits}f}{known.unit}"
+
+
+def is_better(values: Mapping[str, float], best: Mapping[str, float], by: Sequence[str]) -> bool:
+    """Whether `values` are better than `best` by the first metric of `by` in which they differ."""
+    for name in by:
+        if values[name] != best[name]:
+            return (values[name] > best[name]) == metric(name).more_is_better
+    return False
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a `metrics.jsonl` merged into one dict per step, by rising step; later values override.
+
+    The lines of a record of several runs have a `seed`; those of each seed are kept apart, one after another.
+    Raises UsageError for a line that is no JSON object with a `step`, except a last line cut short by a kill.
     """
-
-    def __init__(self, accelerator: Accelerator, names: tuple[str, ...], rate: str):
-        self.accelerator, self.names, self.rate = accelerator, names, rate
-        self._rows: list[torch.Tensor] = []  # one (n_names,) tensor an update, on the device
-        self._count, self._seconds, self._skipped = 0, 0.0, 0
-        self._started: float | None = None
-        self.train_seconds = 0.0
-
-    def start(self) -> None:
-        """Let the clock run."""
-        self._started = time.perf_counter()
-
-    def stop(self) -> None:
-        """Halt the clock."""
-        if self._started is not None:
-            lap = time.perf_counter() - self._started
-            self._seconds, self.train_seconds = self._seconds + lap, self.train_seconds + lap
-            self._started = None
-
-    def add(self, sums: torch.Tensor, count: int) -> None:
-        """Add one update: sums (n_names,) of this process, and the update's count."""
-        self._rows.append(sums)
-        self._count += count
-        self._skipped = 0
-
-    def skip(self, sums: torch.Tensor, step: int, last_checkpoint: Path | None) -> None:
-        """Note that fp16 overflowed instead of an update. All processes call.
-
-        Raises TrainingDiverged where a smaller loss scale cannot mend it: the loss itself is not finite, or
-        it has overflowed MAX_SKIPPED times in a row.
-        """
-        self._skipped += 1
-        finite = bool(sum_over_processes(self.accelerator, sums).isfinite().all())
-        if not finite or self._skipped == MAX_SKIPPED:
-            raise _diverged(step + 1, last_checkpoint)
-
-    def _summed_rows(self) -> torch.Tensor:
-        rows = torch.stack(self._rows) if self._rows else torch.zeros(0, len(self.names))
-        return sum_over_processes(self.accelerator, rows.to(self.accelerator.device)).cpu()  # the one sync
-
-    def raise_if_diverged(
-        self, step: int, gradient_norm: torch.Tensor | float, last_checkpoint: Path | None
-    ) -> None:
-        """Raise TrainingDiverged where a sum of the window, which ends at `step`, is NaN or infinite.
-
-        So must be the latest gradient norm: gradients that are not finite have spoilt the weights already,
-        before any loss shows it. Called by all processes, before anything is saved, so that the last
-        checkpoint stays a good one.
-        """
-        finite = self._summed_rows().isfinite().all(dim=1).tolist()
-        if False in finite:
-            raise _diverged(step - (len(finite) - 1 - finite.index(False)), last_checkpoint)
-        if not math.isfinite(float(gradient_norm)):
-            raise _diverged(step, last_checkpoint)
-
-    def read(self) -> dict[str, float]:
-        """Each name's sum over the count, and the rate; empties the window. All processes call."""
-        sums = self._summed_rows().double().sum(0).tolist()
-        self.stop()
-        values = {name: total / self._count for name, total in zip(self.names, sums, strict=True)}
-        values[self.rate] = self._count / self._seconds if self._seconds > 0 else math.nan
-        self._rows, self._count, self._seconds = [], 0, 0.0
-        self.start()
-        return values
-
-    def state(self) -> dict:
-        """JSON data for a checkpoint between two log lines. All processes call."""
-        return {
-            "rows": self._summed_rows().tolist(), "count": self._count, "seconds": self._seconds,
-            "train_seconds": self.train_seconds,
-        }  # fmt: skip
-
-    def load(self, state: dict) -> None:
-        """Go on from `state()`. The saved sums are of all processes, so one of them takes them on."""
-        rows = [torch.tensor(row, device=self.accelerator.device) for row in state["rows"]]
-        if not self.accelerator.is_main_process:
-            rows = [torch.zeros_like(row) for row in rows]
-        self._rows, self._count, self._seconds = rows, state["count"], state["seconds"]
-        self.train_seconds = state["train_seconds"]
-
-
-def _diverged(step: int, last_checkpoint: Path | None) -> TrainingDiverged:
-    good = f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "none was saved yet"
-    return TrainingDiverged(
-        f"the loss or its gradient is not finite at step {step}; {good}. Try a lower --lr (see --find_lr), a "
-        "smaller --max_grad_norm, or bf16 or fp32 instead of fp16"
-    )
+    *lines, tail = path.read_bytes().split(b"\n")
+    rows: dict[tuple[int, int], dict] = {}
+    for number, line in enumerate([*lines, tail] if tail else lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number > len(lines):  # no newline at its end: a killed run was still writing it
+                break
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise UsageError(f"{path}, line {number}: not a JSON object with a whole `step`; delete the line")
+        rows.setdefault((row.get("seed", 0), row["step"]), {}).update(row)
+    return [rows[key] for key in sorted(rows)]

@@ -2,14 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import linear_cross_entropy as losses
+from models import linear_cross_entropy as module
 from models.linear_cross_entropy import linear_cross_entropy
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("chunk_elements", [1, 40 * 23, 1 << 22])  # many chunks, a partial last one, a single one
 def test_values_and_gradients_equal_torch(monkeypatch, label_smoothing, chunk_elements):
-    monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", chunk_elements)
+    monkeypatch.setitem(module.CHUNK_ELEMENTS, "cpu", chunk_elements)
     torch.manual_seed(0)
     labels = torch.randint(0, 23, (100,))
     ours = [torch.randn(100, 8, dtype=torch.double), torch.randn(23, 8, dtype=torch.double)]

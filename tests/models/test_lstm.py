@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from token_losses import token_losses
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -117,8 +118,12 @@ def test_a_padded_position_never_changes_a_logit_or_a_loss(options):
         alone = model.logits(source[one, :length], target[one])
         torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=0)
         n = 6 - row  # what is left of the target where the labels are not padding
-        losses += torch.stack(model(source[one, :length], target[one, :n], labels[one, :n], 0.1)).detach()
-    torch.testing.assert_close(torch.stack(model(source, target, labels, 0.1)), losses, rtol=1e-5, atol=1e-3)
+        losses += torch.stack(
+            token_losses(model, source[one, :length], target[one, :n], labels[one, :n], 0.1)
+        ).detach()
+    torch.testing.assert_close(
+        torch.stack(token_losses(model, source, target, labels, 0.1)), losses, rtol=1e-5, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("options", [REFERENCE, ATTENTIONAL, FED])
@@ -156,7 +161,7 @@ def test_step_by_step_equals_one_call_with_its_gradients(options):
     found = []
     for model.step_by_step in (False, True):
         model.zero_grad()
-        smoothed, plain = model(*batch, 0.1)
+        smoothed, plain = token_losses(model, *batch, 0.1)
         (smoothed / (batch[2] != 0).sum()).backward()
         gradients = [parameter.grad.clone() for parameter in model.parameters()]
         found.append([model.logits(*batch[:2]), smoothed, plain, *gradients])
@@ -247,7 +252,7 @@ def test_at_ratio_0_the_decoder_reads_its_own_tokens(options):
         tokens = logits.argmax(1)
     assert (torch.stack(own, 1) != target).float().mean() > 0.5
     model.train()
-    torch.testing.assert_close(model(source, target, labels)[1], loss, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(token_losses(model, source, target, labels)[1], loss, rtol=1e-5, atol=1e-3)
 
 
 def test_the_ratio_is_the_share_of_true_tokens_drawn_for_each_sentence(monkeypatch):
@@ -281,7 +286,7 @@ def test_sampling_is_for_training_alone():
 def test_forward_sums_the_cross_entropy_of_the_logits(options):
     model, (source, target, labels) = make_model(**options), make_batch()
     log_probs = model.logits(source, target).log_softmax(-1)
-    smoothed, plain = model(source, target, labels, 0.1)
+    smoothed, plain = token_losses(model, source, target, labels, 0.1)
     expected_plain = expected_smoothed = 0.0
     for row, t in (labels != 0).nonzero().tolist():
         nll = -log_probs[row, t, labels[row, t]]
@@ -297,7 +302,7 @@ def test_forward_sums_the_cross_entropy_of_the_logits(options):
 def test_gradients_reach_every_parameter(options, precision, ratio):
     model = make_model(**options, dropout=0.1, teacher_forcing_ratio=ratio).train()
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        smoothed, plain = model(*make_batch(), 0.1)
+        smoothed, plain = token_losses(model, *make_batch(), 0.1)
     assert smoothed.dtype == plain.dtype == torch.float32
     smoothed.backward()
     for name, parameter in model.named_parameters():
@@ -309,15 +314,15 @@ def test_gradients_reach_every_parameter(options, precision, ratio):
 def test_bfloat16_autocast_stays_close(options):
     model, batch = make_model(**options), make_batch()
     with torch.autocast("cpu", torch.bfloat16):
-        smoothed, _ = model(*batch, 0.1)
-    torch.testing.assert_close(smoothed, model(*batch, 0.1)[0], rtol=0.02, atol=0)
+        smoothed, _ = token_losses(model, *batch, 0.1)
+    torch.testing.assert_close(smoothed, token_losses(model, *batch, 0.1)[0], rtol=0.02, atol=0)
 
 
 def test_dropout_acts_in_training_alone():
     model, batch = make_model(dropout=0.3), make_batch()
-    assert model(*batch)[1] == model(*batch)[1]
+    assert token_losses(model, *batch)[1] == token_losses(model, *batch)[1]
     model.train()
-    assert model(*batch)[1] != model(*batch)[1]
+    assert token_losses(model, *batch)[1] != token_losses(model, *batch)[1]
 
 
 @pytest.mark.parametrize("tied, tables", [("three-way", 1), ("output", 2), ("none", 3)])

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from token_losses import token_losses
 
 from models.transformer import Transformer, attention, sinusoidal_positions
 
@@ -64,7 +65,7 @@ def test_steps_with_the_cache_equal_the_whole_target_at_once(options):
 def test_forward_sums_the_cross_entropy_of_the_logits(options):
     model, (source, target, labels) = make_model(**options), make_batch()
     logits = model.logits(source, target).flatten(0, 1)
-    smoothed, plain = model(source, target, labels, 0.1)
+    smoothed, plain = token_losses(model, source, target, labels, 0.1)
     reference = {"ignore_index": 0, "reduction": "sum"}
     expected = F.cross_entropy(logits, labels.flatten(), **reference)
     torch.testing.assert_close(plain, expected, rtol=1e-5, atol=1e-3)
@@ -144,9 +145,9 @@ def test_wrong_sizes_are_refused():
 
 def test_bfloat16_autocast_stays_close_and_trains():
     model, (source, target, labels) = make_model(), make_batch()
-    reference, _ = model(source, target, labels, 0.1)
+    reference, _ = token_losses(model, source, target, labels, 0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        smoothed, plain = model(source, target, labels, 0.1)
+        smoothed, plain = token_losses(model, source, target, labels, 0.1)
     assert smoothed.dtype == plain.dtype == torch.float32
     torch.testing.assert_close(smoothed, reference, rtol=0.02, atol=0)
     smoothed.backward()
@@ -162,7 +163,7 @@ def test_compiled_for_changing_shapes_without_end_of_recompilation():
     model.compile(dynamic=True, backend=counter)
     for step, (rows, s, t) in enumerate(((8, 9, 7), (16, 12, 8), (24, 5, 6), (8, 20, 22), (32, 4, 5), (40, 7, 11))):
         batch = [torch.randint(4, 50, (rows, n)) for n in (s, t, t)]
-        model(*batch, 0.1)[0].backward()
+        token_losses(model, *batch, 0.1)[0].backward()
         if step == 2:
             settled = counter.frame_count
     assert 1 <= counter.frame_count == settled

@@ -1,0 +1,30 @@
+"""A validation split out of training images, by the hash of their pixels."""
+
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from data.errors import DataError
+
+
+def held_out_by_hash(images: Tensor, fraction: float) -> Tensor:
+    """Which of `images` (N, ...) uint8 are held out: (N,) bool, about `fraction` of them, at least one.
+
+    The hash of its pixels decides about an image, so the split depends neither on the order of the images nor on a
+    seed, and equal images fall on the same side. A fraction of 0 holds out none.
+
+    Raises DataError where nothing is left to train on.
+    """
+    if fraction <= 0:
+        return torch.zeros(len(images), dtype=torch.bool)
+    hashes = [blake2b(image.numpy().tobytes(), digest_size=8).digest() for image in images.contiguous()]
+    n_held_out = max(1, round(fraction * len(images)))
+    largest = sorted(hashes)[n_held_out - 1]
+    held_out = torch.tensor([digest <= largest for digest in hashes])
+    if held_out.all():
+        raise DataError(
+            f"--valid_fraction {fraction} of {len(images)} images leaves none to train on: give more images, a "
+            "smaller fraction, or 0 for no validation"
+        )
+    return held_out

@@ -1,0 +1,249 @@
+"""The bookkeeping between two updates: position in the data, what is due, log lines, the clock, signals, the end.
+
+    loop = Loop(run, model, ema, state, plan, total_steps=total_steps, unit="images", validate_every_epochs=1)
+    for update in loop:
+        if loop.due("validate"):
+            loop.log_validation(evaluate(..), best_by=("valid/accuracy",))
+        if loop.due("save"):
+            loop.save()
+        if loop.last:
+            break
+        lr = learning_rate(config, loop.step, loop.total_steps)
+        sums, gradient_norm = train_update(.., update, .., lr)
+        loop.count(sums, len(update), gradient_norm, lr)
+
+What is due stands at the top of a round and looks back on the updates done so far, so there is one round more than
+there are updates: the last validation and the last checkpoint are made where all others are.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from training.checkpoints import save_checkpoint
+from training.ema import EMA
+from training.log_window import LogWindow
+from training.metrics import is_better
+from training.profiling import profiler
+from training.resuming import begin_next_epoch, epochs_done
+from training.run import Run
+
+
+class Loop:
+    """Iterate over the updates that are left; in the last round there is none, and None comes instead.
+
+    `plan(epoch, seen)` are the updates of an epoch but for the first `seen` examples, the same whenever it is asked.
+    `state` holds where the run stands (training/resuming.py): a resumed run begins in the middle of its epoch and
+    repeats nothing. `unit` is what updates are counted in: "tokens" or "images".
+
+    Where the run `validates`, validations are due after each `validate_every` updates, or, where that is 0, after each
+    `validate_every_epochs` epochs (0: never), and after the last update. Checkpoints are due after each
+    `config.checkpointing_steps` updates, or, where that is 0, after each validation; after one that found a new
+    best; after the last update; and when a signal asks the run to end. With `patience` > 0 the loop ends after so
+    many validations without a new best. All processes iterate, and all call each method.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: nn.Module,
+        ema: EMA | None,
+        state: dict,
+        plan: Callable[[int, int], Sequence[Any]],
+        *,
+        total_steps: int,
+        unit: str,
+        validates: bool = True,
+        validate_every: int = 0,
+        validate_every_epochs: int = 1,
+        patience: int = 0,
+        files: dict[str, str] | None = None,
+    ):
+        self.run, self.accelerator, self.config = run, run.accelerator, run.config
+        self.model, self.ema = model, ema
+        self.plan, self.total_steps, self.unit = plan, total_steps, unit
+        self.validates = validates
+        self.validate_every, self.validate_every_epochs = validate_every, validate_every_epochs
+        self.patience = patience
+        self.files = files or {}  # texts that each checkpoint keeps beside the weights, by name
+        self.last_checkpoint: Path | None = run.checkpoint
+
+        self.state = {"step": 0, "skipped": 0, "best": None, "validations_since_best": 0, **state}
+        self.window = LogWindow(self.accelerator)
+        if "window" in state:
+            self.window.load(state["window"])
+
+        self._plan_epoch()
+        self._gradient_norm: Tensor | float = 0.0  # of the latest update, and its rate
+        self._lr = 0.0
+        # A run that a signal ended before a validation that was due makes it when it is resumed.
+        self._validation_is_due: bool = self.state.get("validation_is_due", False) and not self.config.eval_only
+        self._checkpoint_is_due = False
+        self._logs = False
+        self._signalled = False
+
+    # -- where the run stands -----------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self.state["step"]
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The values of the best validation so far, and its "step"."""
+        return self.state["best"]
+
+    @property
+    def last(self) -> bool:
+        """Whether no update is left: all are done, or the run is out of patience, or it only evaluates."""
+        out_of_patience = 0 < self.patience <= self.state["validations_since_best"]
+        all_tried = self.step + self.state["skipped"] >= self.total_steps
+        return self.config.eval_only or all_tried or out_of_patience
+
+    @property
+    def epochs_done(self) -> float:
+        """Passes over the data so far, the present one as a fraction."""
+        return epochs_done(self.state)
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training, without validations and checkpoints, over all resumes."""
+        return self.window.train_seconds
+
+    # -- the rounds ---------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        bar = self.run.progress_bar(self.total_steps, self.step)
+        with bar, profiler(self.run.output_dir, self.accelerator, enabled=self.config.profile) as profile:
+            try:
+                self.window.start()
+                while True:
+                    step = self.step
+                    yield None if self.last else self._next_update()
+                    updated = self.step > step
+                    if updated:
+                        profile.step()
+                        bar.update()
+                    self._find_out_what_is_due(updated)
+                    if self._logs:
+                        self._log(bar)
+            finally:
+                self.window.stop()
+
+    def _next_update(self) -> Any:
+        while self.state["updates_in_epoch"] >= len(self._updates):
+            begin_next_epoch(self.state)
+            self._plan_epoch()
+        return self._updates[self.state["updates_in_epoch"]]
+
+    def _plan_epoch(self) -> None:
+        self._updates = self.plan(self.state["epoch"], self.state["seen_before"])
+        self.state["updates_of_epoch"] = len(self._updates)
+
+    def count(self, sums: dict[str, Tensor], n: int, gradient_norm: Tensor | float, lr: float) -> bool:
+        """Note an update: this process's `sums` by name, over `n` tokens or images of all processes.
+
+        False where fp16 overflowed and nothing was updated: an average of the weights then stays as it is.
+        """
+        self.window.start()
+        self.state["updates_in_epoch"] += 1
+        if self.accelerator.optimizer_step_was_skipped:
+            self.state["skipped"] += 1
+            self.window.skip(sums, self.step, self.last_checkpoint)
+            return False
+        self.state["step"] += 1
+        self.window.add(sums, n)
+        self._gradient_norm, self._lr = gradient_norm, lr
+        return True
+
+    def _find_out_what_is_due(self, updated: bool) -> None:
+        """After an update, or after one that fp16 overflowed in: then the step is one that was looked at before."""
+        self._validation_is_due = self.validates and (self.last or self._ends_validation_period(updated))
+        self._checkpoint_is_due = self.last or (updated and self._is_multiple(self.config.checkpointing_steps))
+        self._logs = self.last or (updated and self._is_multiple(self.config.log_every))
+        self._signalled = self.run.stop_requested(agree=self._logs)
+        if self._logs or self._signalled or self._validation_is_due or self._checkpoint_is_due:
+            self.window.raise_if_diverged(self.step, self._gradient_norm, self.last_checkpoint)
+
+    def _is_multiple(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _ends_validation_period(self, updated: bool) -> bool:
+        if self.validate_every:
+            return updated and self._is_multiple(self.validate_every)
+        ends_epoch = self.state["updates_in_epoch"] == len(self._updates)
+        every = self.validate_every_epochs
+        return ends_epoch and every > 0 and (self.state["epoch"] + 1) % every == 0
+
+    def _log(self, bar) -> None:
+        if self.window.is_empty:
+            return
+        means, rate = self.window.read()
+        values = {f"train/{name}": mean for name, mean in means.items()}
+        values |= {
+            f"train/{self.unit}_per_second": rate,
+            "train/gradient_norm": float(self._gradient_norm),
+            "lr": self._lr,
+        }
+        self.run.log(values, self.step, self.epochs_done)
+        loss = values["train/loss"]
+        bar.set_postfix_str(f"loss {loss:.3f}, lr {self._lr:.1e}, {rate:,.0f} {self.unit}/s", refresh=False)
+
+    # -- what is due --------------------------------------------------------------------------------------
+
+    def due(self, what: Literal["validate", "save"]) -> bool:
+        """Whether it is time to validate, or to save. The clock stands still until that is done.
+
+        A run that a signal ends saves first; a validation that was due then is made when it is resumed.
+        """
+        if what == "validate":
+            due = self._validation_is_due and not self._signalled
+        else:
+            due = self._checkpoint_is_due or self._signalled
+        if due:
+            self.window.stop()
+        else:
+            self.window.start()
+        return due
+
+    def log_validation(self, values: dict[str, float], best_by: Sequence[str]) -> None:
+        """Log what a validation found, and note whether it is the best so far by the first of `best_by`.
+
+        Where that is equal the next one decides. Whether more is better, training/metrics.py says of each.
+        """
+        self.run.log(values, self.step, self.epochs_done)
+        found_best = self.best is None or is_better(values, self.best, best_by)
+        if found_best:
+            self.state["best"] = {"step": self.step, **values}
+        self.state["validations_since_best"] = 0 if found_best else self.state["validations_since_best"] + 1
+        at_each_validation = self.config.checkpointing_steps == 0
+        self._checkpoint_is_due |= found_best or at_each_validation or self.last
+        self._validation_is_due = False
+        self.window.start()
+
+    def save(self) -> None:
+        """Write a checkpoint. Where a signal asked the run to end, end it."""
+        state = {
+            **self.state,
+            "validation_is_due": self._validation_is_due,
+            **self.run.state(),
+            "window": self.window.state(),
+            "config": asdict(self.config),
+        }
+        self.last_checkpoint = save_checkpoint(
+            self.accelerator,
+            self.model,
+            self.run.output_dir,
+            state,
+            ema=self.ema,
+            files=self.files,
+            total_limit=self.config.checkpoints_total_limit,
+        )
+        self._checkpoint_is_due = False
+        if self._signalled:
+            self.run.exit_after_signal(self.last_checkpoint)
+        self.window.start()

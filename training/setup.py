@@ -1,0 +1,88 @@
+"""From a bare model to one that trains: average, batch norm, optimizer, Accelerate and checkpoint, in the one order."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.optim import Optimizer
+
+from models.batch_norm import synchronize_batch_norm
+from training.checkpoints import load_checkpoint
+from training.ema import EMA
+from training.errors import UsageError
+from training.lr_finder import preserved_state
+
+
+def prepare_training(
+    accelerator: Accelerator,
+    model: nn.Module,
+    build_optimizer: Callable[[nn.Module, Any, str], Optimizer],
+    config: Any,
+    checkpoint: Path | None,
+    *,
+    compile_dynamic: bool | None = None,
+) -> tuple[nn.Module, Optimizer, EMA | None, dict]:
+    """`model`, on its device, and its optimizer as Accelerate prepares them; the average of the weights; the state.
+
+    `build_optimizer(model, config, mixed_precision)` is called once the parameters are final. The state is that of
+    `checkpoint`, whose weights are loaded, or empty. `compile_dynamic` goes to `torch.compile`: True where shapes
+    vary.
+
+    Raises UsageError where the launch shards the model and this run cannot be sharded, and where the checkpoint is
+    of another model.
+    """
+    _check_sharding(accelerator, config)
+    ema = EMA(model, config.ema_decay) if config.ema_decay > 0 else None  # while the model is whole
+    if accelerator.num_processes > 1:
+        model = synchronize_batch_norm(model, accelerator.device)
+    optimizer = build_optimizer(model, config, accelerator.mixed_precision)  # of the final parameters
+    if config.compile:
+        model.compile(dynamic=compile_dynamic)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    state = load_checkpoint(accelerator, model, checkpoint, ema, config) if checkpoint else {}
+    return model, optimizer, ema, state
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether no process holds the whole model."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def _check_sharding(accelerator: Accelerator, config: Any) -> None:
+    if not is_sharded(accelerator):
+        return
+    if getattr(config, "model", None) != "transformer":
+        raise UsageError("only the Transformer can be sharded: launch with accelerate_configs/multi_gpu_bf16.yaml")
+    if config.ema_decay == 0 or config.optimizer == "muon":
+        raise UsageError(
+            "a sharded model is decoded by its average, --ema_decay, and trained with --optimizer adamw"
+        )
+
+
+def weights_to_evaluate(accelerator: Accelerator, model: nn.Module, ema: EMA | None) -> nn.Module:
+    """The bare model that is evaluated: the average of the weights where there is one."""
+    return ema.module if ema else accelerator.unwrap_model(model)
+
+
+def compile_ahead(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Optimizer,
+    updates: Iterable,
+    train: Callable[[Any], Any],
+) -> float:
+    """Train on some of the `updates`, so that all shapes are compiled before the clock runs; undo it. Returns seconds.
+
+    Those are the first and the last, which is smaller where an epoch does not divide evenly.
+    """
+    updates = list(updates)
+    started = time.perf_counter()
+    with preserved_state(accelerator, model, optimizer):
+        for update in itertools.chain(updates[:1], updates[-1:]):
+            train(update)
+    return time.perf_counter() - started
