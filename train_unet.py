@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from tyro.conf import Suppress
 
 from data.errors import DataError
-from data.images.augmentation import normalise
 from data.images.epoch_order import plan_epoch
 from data.images.joint_augmentation import JointAugmentation, JointAugmenter
 from data.images.masked import MaskSplits, picture_statistics, require_trainable, splits_of_trimaps
 from data.images.masked_folders import load_masked_folder
 from data.images.pets import holds_pets, load_pets
+from data.images.pixels import normalise
 from data.images.textured_shapes import textured_shapes
 from data.seeding import Stream, seed_global_generators
 from figures.curves import plot_curves

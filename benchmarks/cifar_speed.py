@@ -75,7 +75,8 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     import torch
 
     import train_cifar as script
-    from data.images.augmentation import Augmentation, Augmenter, channel_statistics, normalise
+    from data.images.augmentation import Augmentation, Augmenter
+    from data.images.pixels import channel_statistics, normalise
     from training.run import open_accelerator
 
     torch.set_num_threads(os.cpu_count() or 1)

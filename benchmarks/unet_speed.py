@@ -86,9 +86,9 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     import torch
 
     import train_unet as script
-    from data.images.augmentation import channel_statistics
     from data.images.epoch_order import plan_epoch
     from data.images.joint_augmentation import JointAugmentation, JointAugmenter
+    from data.images.pixels import channel_statistics
     from training.run import open_accelerator
 
     torch.set_num_threads(os.cpu_count() or 1)

@@ -22,7 +22,7 @@ class Stream(IntEnum):
     BATCH_ORDER = 2  # which examples make up each update (epoch)
     SEGMENTATION = 3  # BPE-dropout of the training text (epoch)
     AUGMENTATION = 4  # of the training images (epoch)
-    DROPOUT = 5  # whatever draws from the global generators in training (process)
+    DROPOUT = 5  # whatever draws from the global generators in training (update, micro-batch)
     LATENT_NOISE = 6  # what the CVAE's objective draws: flips, pixels, withheld labels, latents (epoch, update)
     TRAINING_PIXELS = 7  # training images that are binarised once ()
     TEST_PIXELS = 8  # test images, binarised ()
@@ -57,6 +57,14 @@ def seed_global_generators(stream: Stream, seed: int, *key: int) -> None:
     random.seed(state)
     np.random.seed(state % (LARGEST + 1))
     torch.manual_seed(state)
+
+
+def seed_micro_batch(seed: int, step: int, part: int) -> None:
+    """Seed the global generators for part `part` of update `step`, whichever process computes it.
+
+    So two processes draw what one with two micro-batches an update draws, and a resume needs no random states.
+    """
+    seed_global_generators(Stream.DROPOUT, seed, step, part)
 
 
 def _torch_seed(stream: Stream, seed: int, key: tuple[int, ...]) -> int:

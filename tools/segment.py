@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from tyro.conf import Positional
 
 from data.errors import DataError
-from data.images.augmentation import normalise
 from data.images.mask_classes import write_class_table
 from data.images.masked_folders import mask_picture
 from data.images.picture_files import decode_picture
+from data.images.pixels import normalise
 from figures.segmentation import mask_colors, overlay_masks
 from models.segmentation_scores import predict_masks
 from models.test_time_augmentation import PixelViews, pixel_logits_over_views

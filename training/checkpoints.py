@@ -1,9 +1,9 @@
 """Checkpoints that a killed run resumes from bit for bit, and that are never half-written.
 
 `checkpoints/checkpoint-<step>/` holds model (safetensors, plain names whatever wrapped the model), optimizer,
-gradient scaler and every process's random states (written by Accelerate), the EMA weights, `state.json`
-(counters, best value, config, tracker id) and the files the task adds (tokenizers). It is written under
-another name, fsynced, sealed with a manifest of sizes and sha256, and renamed.
+gradient scaler (written by Accelerate), the EMA weights, `state.json` (counters, best value, config, tracker id)
+and the files the task adds (tokenizers). It is written under another name, fsynced, sealed with a manifest of sizes
+and sha256, and renamed.
 """
 
 import hashlib
@@ -149,6 +149,8 @@ def save_checkpoint(
 
     def seal() -> None:
         with writing(partial, training=True):
+            for path in partial.glob("random_states_*.pkl"):  # of no use: each micro-batch seeds its own
+                path.unlink()
             paths = sorted(p for p in partial.rglob("*") if p.is_file())
             manifest = {str(p.relative_to(partial)): (p.stat().st_size, _sha256(p)) for p in paths}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -179,7 +181,7 @@ def save_checkpoint(
     finally:
         hook.remove()
     try:
-        raise_together(accelerator, problem)  # every rank's random states are written
+        raise_together(accelerator, problem)  # every rank has written its part
         on_main_process(accelerator, seal)
     except UsageError:
         if accelerator.is_main_process:
@@ -224,7 +226,7 @@ def load_checkpoint(
     optimizer: str | None = None,
     resume_changes: bool = False,
 ) -> dict:
-    """Restore model, optimizer, scaler, random states and EMA in place; called by all processes.
+    """Restore model, optimizer, scaler and EMA in place; called by all processes.
 
     Returns the saved `state`. Raises UsageError when the weights do not fit the model, or when the checkpoint is of
     another `--optimizer`: its averages would be taken for this one's. With `resume_changes` they begin anew.
@@ -255,12 +257,6 @@ def load_checkpoint(
         accelerator._optimizers = optimizers
         hook.remove()
     accelerator.step = 0  # a checkpoint stands between updates: the next micro-batch opens a window
-    if not (checkpoint / f"random_states_{accelerator.process_index}.pkl").exists():
-        warnings.warn(
-            f"{checkpoint} was saved by fewer processes: the random states of process "
-            f"{accelerator.process_index} begin anew",
-            stacklevel=2,
-        )
     if ema is not None:
         if not (checkpoint / AVERAGED).exists():
             raise UsageError(f"{checkpoint} holds no EMA weights: resume it with --ema_decay 0")

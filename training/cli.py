@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, TypeVar, get_type_hints
 
 import torch
@@ -69,6 +69,22 @@ def flags_given(config: C, recipes: dict[str, tuple[str, C]]) -> frozenset[str]:
         return names & _given
     _, recipe = recipes[config.recipe]
     return frozenset(name for name in names if getattr(config, name) != getattr(recipe, name))
+
+
+def refuse_options_of_other_models(
+    config: C, recipes: dict[str, tuple[str, C]], options: Mapping[str, Sequence[str]]
+) -> None:
+    """Raise UsageError where a flag was set that only a model other than `config.model` has.
+
+    `options`: the flags of each model that are its own.
+    """
+    _, recipe = recipes[config.recipe]
+    given = flags_given(config, recipes)
+    for model, names in options.items():
+        for name in names:
+            differs = getattr(config, name) != getattr(recipe, name)
+            if model != config.model and differs and name in given:
+                raise UsageError(f"--{name} is none of the options of --model {config.model}")
 
 
 def _flags_in(args: list[str]) -> frozenset[str]:

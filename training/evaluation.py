@@ -14,8 +14,8 @@ def row_of_each_example(
 ) -> tuple[Tensor, ...]:
     """What `compute` gives of each of `n_examples`, on all processes, each example computed by one of them.
 
-    `compute(ids)`: example numbers (B,) int64 on the device -> tensors with a row an example, (B, ...) each. Batches
-    hold the same examples on any number of processes. Returns the tensors of all examples, (N, ...) each.
+    `compute(ids)`: example numbers (B,) int64 on the device -> tensors with a row an example, (B, ...) each.
+    Batches hold the same examples on any number of processes. Returns the tensors of all examples, (N, ...) each.
 
     Raises RuntimeError if an example was computed more than once, or never.
     """

@@ -1,9 +1,9 @@
 """The bookkeeping between two updates: position in the data, what is due, log lines, the clock, signals, the end.
 
-    loop = Loop(run, model, ema, state, plan, total_steps=total_steps, unit="images", validate_every_epochs=1)
+    loop = Loop(run, model, ema, state, plan, total_steps=total_steps, unit="images")
     for update in loop:
         if loop.due("validate"):
-            loop.log_validation(evaluate(..), best_by=("valid/accuracy",))
+            loop.log_validation(evaluate(..), better_by("accuracy"))
         if loop.due("save"):
             loop.save()
         if loop.last:
@@ -16,17 +16,20 @@ What is due stands at the top of a round and looks back on the updates done so f
 there are updates: the last validation and the last checkpoint are made where all others are.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from training.checkpoints import save_checkpoint
+from training.checkpoints import best_checkpoint, save_checkpoint
 from training.ema import EMA
 from training.log_window import LogWindow
-from training.metrics import is_better
+from training.metrics import prefixed
+from training.preserved_state import preserved_state
 from training.profiling import profiler
 from training.resuming import begin_next_epoch, epochs_done
 from training.run import Run
@@ -35,12 +38,12 @@ from training.run import Run
 class Loop:
     """Iterate over the updates that are left; in the last round there is none, and None comes instead.
 
-    `plan(epoch, seen)` are the updates of an epoch but for the first `seen` examples, the same whenever it is asked.
-    `state` holds where the run stands (training/resuming.py): a resumed run begins in the middle of its epoch and
-    repeats nothing. `unit` is what updates are counted in: "tokens" or "images".
+    `plan(epoch, seen)` are the updates of an epoch but for the first `seen` examples, the same whenever it is
+    asked. `state` holds where the run stands (training/resuming.py): a resumed run begins in the middle of its
+    epoch and repeats nothing. `unit` is what updates are counted in: "tokens" or "images".
 
-    Where the run `validates`, validations are due after each `validate_every` updates, or, where that is 0, after each
-    `validate_every_epochs` epochs (0: never), and after the last update. Checkpoints are due after each
+    Where the run `validates`, validations are due after each `validate_every` updates, or, where that is 0, after
+    each `validate_every_epochs` epochs (0: never), and after the last update. Checkpoints are due after each
     `config.checkpointing_steps` updates, or, where that is 0, after each validation; after one that found a new
     best; after the last update; and when a signal asks the run to end. With `patience` > 0 the loop ends after so
     many validations without a new best. All processes iterate, and all call each method.
@@ -76,7 +79,7 @@ class Loop:
         if "window" in state:
             self.window.load(state["window"])
 
-        self._plan_epoch()
+        self._updates: Sequence[Any] = ()
         self._gradient_norm: Tensor | float = 0.0  # of the latest update, and its rate
         self._lr = 0.0
         # A run that a signal ended before a validation that was due makes it when it is resumed.
@@ -84,6 +87,7 @@ class Loop:
         self._checkpoint_is_due = False
         self._logs = False
         self._signalled = False
+        self.compile_seconds = 0.0
 
     # -- where the run stands -----------------------------------------------------------------------------
 
@@ -114,6 +118,40 @@ class Loop:
         """Seconds of training, without validations and checkpoints, over all resumes."""
         return self.window.train_seconds
 
+    @property
+    def rate_name(self) -> str:
+        """As the throughput is logged."""
+        return f"train/{self.unit}_per_second"
+
+    def summary(self) -> dict[str, float]:
+        """What the summary of a run says of its training: the best validation, the time to compile."""
+        values = {f"best/{name}": value for name, value in (self.best or {}).items()}
+        if self.config.compile:
+            values["compile_seconds"] = round(self.compile_seconds, 2)
+        return values
+
+    @property
+    def checkpoint_to_test(self) -> Path:
+        """The best by validation, where there is one; else the last. With `eval_only` the one that was named."""
+        best = None if self.config.eval_only else best_checkpoint(self.run.output_dir)
+        return best or self.last_checkpoint
+
+    def compile_ahead(self, optimizer: Optimizer, train: Callable[[Any, int, float], Any]) -> None:
+        """With `--compile`, train on some updates before the clock runs, so that all shapes are compiled; undo it.
+
+        `train(update, step, lr)` is called with the first update of an epoch and with the last, which is smaller
+        where an epoch does not divide evenly, as of the first step and of the last.
+        """
+        if self.last or not self.config.compile:
+            return
+        started = time.perf_counter()
+        updates = self.plan(0, 0)
+        with preserved_state(self.accelerator, self.model, optimizer):
+            for update in (updates[0], updates[-1]):
+                for step in (0, self.total_steps - 1):
+                    train(update, step, 0.0)
+        self.compile_seconds = time.perf_counter() - started
+
     # -- the rounds ---------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
@@ -121,6 +159,7 @@ class Loop:
         with bar, profiler(self.run.output_dir, self.accelerator, enabled=self.config.profile) as profile:
             try:
                 self.window.start()
+                self._plan_epoch()
                 while True:
                     step = self.step
                     yield None if self.last else self._next_update()
@@ -185,7 +224,7 @@ class Loop:
         means, rate = self.window.read()
         values = {f"train/{name}": mean for name, mean in means.items()}
         values |= {
-            f"train/{self.unit}_per_second": rate,
+            self.rate_name: rate,
             "train/gradient_norm": float(self._gradient_norm),
             "lr": self._lr,
         }
@@ -210,13 +249,19 @@ class Loop:
             self.window.start()
         return due
 
-    def log_validation(self, values: dict[str, float], best_by: Sequence[str]) -> None:
-        """Log what a validation found, and note whether it is the best so far by the first of `best_by`.
+    def log_validation(
+        self,
+        metrics: Mapping[str, Any],
+        is_better: Callable[[Mapping[str, float], Mapping[str, float]], bool],
+    ) -> None:
+        """Log a validation's metrics, by their plain names, and note whether they are the best so far.
 
-        Where that is equal the next one decides. Whether more is better, training/metrics.py says of each.
+        `is_better(metrics, best)` decides: see `better_by` in training/metrics.py.
         """
+        values = prefixed("valid", metrics)
         self.run.log(values, self.step, self.epochs_done)
-        found_best = self.best is None or is_better(values, self.best, best_by)
+        best = {name.removeprefix("valid/"): value for name, value in (self.best or {}).items()}
+        found_best = self.best is None or is_better(metrics, best)
         if found_best:
             self.state["best"] = {"step": self.step, **values}
         self.state["validations_since_best"] = 0 if found_best else self.state["validations_since_best"] + 1

@@ -4,24 +4,20 @@ Source: Smith, Cyclical Learning Rates for Training Neural Networks, arXiv:1506.
 exponential growth of the rate and the smoothed loss of fast.ai.
 """
 
-import copy
 import itertools
 import math
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from figures.curves import new_figure, save_png
 from training.errors import UsageError
+from training.preserved_state import preserved_state
+from training.run import sum_over_processes
 
 TRIMMED_END = 5  # updates left out at the end, where the loss is about to blow up
 MIN_STEPS = 20  # updates that a test must be allowed
@@ -39,6 +35,30 @@ class LRRangeTest:
     valley: float | None  # rate in the middle of the longest descent: the safer choice
     reason: str  # one line: why these suggestions, or why none
     stopped: str  # one line: what ended the test
+
+
+def find_lr(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Optimizer,
+    updates: Iterable[Any],
+    train: Callable[[Any, int, float], tuple[dict[str, Tensor], Tensor]],
+    count: Callable[[Any], int],
+    max_lr: float = 1.0,
+) -> LRRangeTest:
+    """A range test over `updates`, again and again, from step 0 on, as the run would begin.
+
+    `train(update, step, lr)` returns the sums of this process and the gradient norm; `count(update)` is what the
+    sum of the loss is divided by.
+    """
+    numbered = enumerate(itertools.cycle(updates))
+
+    def mean_loss(lr: float) -> Tensor:
+        step, update = next(numbered)
+        sums, _ = train(update, step, lr)
+        return sum_over_processes(accelerator, sums["loss"]) / count(update)
+
+    return lr_range_test(mean_loss, accelerator=accelerator, model=model, optimizer=optimizer, max_lr=max_lr)
 
 
 def lr_range_test(
@@ -132,87 +152,3 @@ def _middle_of_longest_descent(losses: np.ndarray) -> int:
     end = int(length.argmax())
     start = max(end - int(length[end]), 0)
     return (start + end) // 2
-
-
-@contextmanager
-def preserved_state(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
-    """Put everything that training changes back as it was, also when the body raises.
-
-    Kept, as copies in memory on the tensors' own devices: parameters, buffers and gradients of `model`, the
-    state and the groups of `optimizer` (one that has not stepped yet is again one that has not), the loss
-    scale, the accumulation counter, and the random states of Python, NumPy, torch and every CUDA device.
-    `model` and `optimizer` may be bare or prepared by Accelerate. Values are copied back into the same
-    tensors, so that DDP, compiled graphs and the optimizer keep hold of them. `requires_grad` and train mode
-    are not touched.
-
-    Raises `UsageError` under DeepSpeed, whose engine keeps weights of its own that are out of reach here.
-    """
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise UsageError("the LR range test does not work under DeepSpeed: use another accelerate config")
-
-    values = {name: value.detach().clone() for name, value in _named_tensors(model)}
-    gradients = {name: copy.deepcopy(parameter.grad) for name, parameter in model.named_parameters()}
-    optimizer_state = copy.deepcopy(optimizer.state_dict())
-    scaler_state = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-    accumulation = accelerator.step, accelerator.sync_gradients
-    rng_python, rng_numpy, rng_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    rng_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, value in _named_tensors(model):
-                value.copy_(values[name])
-        for name, parameter in model.named_parameters():
-            parameter.grad = gradients[name]
-        optimizer.load_state_dict(optimizer_state)
-        if scaler_state is not None:
-            accelerator.scaler.load_state_dict(scaler_state)
-        accelerator.step, accelerator.sync_gradients = accumulation
-        random.setstate(rng_python)
-        np.random.set_state(rng_numpy)
-        torch.set_rng_state(rng_torch)
-        if rng_cuda:
-            torch.cuda.set_rng_state_all(rng_cuda)
-
-
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and all buffers, also the non-persistent ones, which `state_dict` leaves out; each once."""
-    return itertools.chain(model.named_parameters(), model.named_buffers())
-
-
-def plot_lr_range_test(result: LRRangeTest, path: Path) -> None:
-    """Write the loss over the learning rate as a PNG, raw and smoothed, with the suggestions marked."""
-    figure = new_figure(width=8, height=5)
-    ax = figure.add_subplot()
-    ax.plot(result.lrs, result.losses, color="tab:blue", linewidth=0.8, alpha=0.5, label="loss")
-    ax.plot(result.lrs, result.smoothed, color="tab:blue", linewidth=2.5, label="smoothed loss")
-    suggestions = [("steepest", result.steepest, "tab:red", "o"), ("valley", result.valley, "tab:green", "s")]
-    for name, lr, colour, marker in suggestions:
-        if lr is not None:
-            loss = result.smoothed[result.lrs.index(lr)]
-            ax.axvline(lr, color=colour, linewidth=1, linestyle="--")
-            ax.plot([lr], [loss], marker, color=colour, markersize=9, label=f"{name}: {lr:.2e}")
-    ax.set_xscale("log")
-    if result.smoothed:
-        # A diverging end would flatten the descent, which is what the figure is for.
-        low, high = min(result.losses), max(result.losses[: len(result.losses) // 2 + 1])
-        span = high - low or 1.0
-        ax.set_ylim(low - 0.1 * span, high + 0.5 * span)
-    ax.set_xlabel("learning rate")
-    ax.set_ylabel("training loss")
-    ax.set_title(f"LR range test: {result.stopped}", fontsize=11)
-    ax.grid(alpha=0.3)
-    ax.legend()
-    save_png(figure, path)
-
-
-def report_lr_range_test(accelerator: Accelerator, result: LRRangeTest, output_dir: Path) -> None:
-    """Print the suggestions and write figures/lr_range_test.png, on the main process."""
-    if not accelerator.is_main_process:
-        return
-    path = output_dir / "figures" / "lr_range_test.png"
-    plot_lr_range_test(result, path)
-    print(f"{result.stopped}; {result.reason}\nfigure: {path}")
-    if result.valley is not None:
-        print(f"suggestion: --lr {result.valley:.1e} (valley), or at most {result.steepest:.1e} (steepest)")

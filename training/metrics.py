@@ -1,13 +1,14 @@
-"""What is known of each metric: its readable name, its unit, how many digits it is shown with, whether more is better.
+"""What is known of each metric: its readable name, its unit, its digits, and whether more is better.
 
 A metric is logged as "<split>/<name>". A name that is not in the table, such as "dice_border" of a class or
 "accuracy_views" over views, is known by the longest entry that it begins with.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from training.errors import UsageError
 
@@ -74,12 +75,21 @@ def shown(name: str, value: float) -> str:
     return f"{known.factor * value:,.{known.digits}f}{known.unit}"
 
 
-def is_better(values: Mapping[str, float], best: Mapping[str, float], by: Sequence[str]) -> bool:
-    """Whether `values` are better than `best` by the first metric of `by` in which they differ."""
-    for name in by:
-        if values[name] != best[name]:
-            return (values[name] > best[name]) == metric(name).more_is_better
-    return False
+def better_by(*names: str) -> Callable[[Mapping[str, float], Mapping[str, float]], bool]:
+    """A function of (metrics, best): whether the metrics beat the best by the first of `names` that differs."""
+
+    def is_better(metrics: Mapping[str, float], best: Mapping[str, float]) -> bool:
+        for name in names:
+            if metrics[name] != best[name]:
+                return (metrics[name] > best[name]) == metric(name).more_is_better
+        return False
+
+    return is_better
+
+
+def prefixed(split: str, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that are numbers, as they are logged: "<split>/<name>"."""
+    return {f"{split}/{name}": value for name, value in metrics.items() if not isinstance(value, str)}
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
-from training.checkpoints import find_checkpoint, read_state
+from training.checkpoints import check_files, find_checkpoint, read_state
 from training.cli import flags_given
 from training.errors import UsageError
 
@@ -108,6 +108,22 @@ def _flag(name: str, value: Any) -> str:
     return f"--{name} {_value(value)}"
 
 
+def checkpoint_to_resume(config: Any, files: dict[str, str], needs_files: bool = False) -> Path | None:
+    """The checkpoint that `--resume` or `--eval_only` names; None where the run begins anew.
+
+    `files` are the texts that the task keeps beside the weights, by name. Raises UsageError where the checkpoint
+    holds others, for it is of other data then, unless `--resume_changes` accepts that; where the weights mean
+    nothing without them (`needs_files`: a vocabulary), always.
+    """
+    if not (config.resume or config.eval_only):
+        return None
+    resume = config.resume or config.output_dir
+    checkpoint = find_checkpoint(resume, Path(config.output_dir), prefer_best=config.eval_only)
+    if checkpoint and (needs_files or not config.resume_changes):
+        check_files(checkpoint, files)
+    return checkpoint
+
+
 # -- the place in the epoch -------------------------------------------------------------------------------
 
 
@@ -124,8 +140,10 @@ class EpochPlan:
 
 def place_in_epoch(
     accelerator: Accelerator, config: Any, state: dict, plan: EpochPlan, checkpoint: Path | None, unit: str
-) -> None:
+) -> int:
     """Make `state`, of a new run or of `checkpoint`, hold the place in the epoch in updates of `plan`.
+
+    Returns the updates that the whole run has.
 
     Kept in it: "epoch", "updates_in_epoch" of "updates_of_epoch", "seen_before" (the examples of this epoch that
     updates of another size have shown), and "extra_steps" (updates by which the run's number of them differs from
@@ -139,7 +157,7 @@ def place_in_epoch(
     over = config.eval_only or config.find_lr or 0 < config.max_train_steps <= state["step"]
     if over or before == plan:
         state["plan"] = asdict(before)
-        return
+        return _total_steps(config, state, plan)
     sizes = f"updates of {plan.update_size:,} {unit} instead of the run's {before.update_size:,}"
     if before.update_size == plan.update_size:
         sizes = "updates of other examples than the run's"
@@ -165,6 +183,11 @@ def place_in_epoch(
     state |= {"updates_in_epoch": 0, "updates_of_epoch": left, "seen_before": seen, "plan": asdict(plan)}
     if accelerator.is_main_process:
         print(f"resuming {checkpoint}: {sizes}: {what_happens}", flush=True)
+    return _total_steps(config, state, plan)
+
+
+def _total_steps(config: Any, state: dict, plan: EpochPlan) -> int:
+    return config.max_train_steps or config.epochs * plan.n_updates + state["extra_steps"]
 
 
 def _plan_of(state: dict, plan: EpochPlan, checkpoint: Path | None) -> EpochPlan:

@@ -10,20 +10,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, reduce
 from tqdm import tqdm
+from tyro.conf import Suppress
 
+from data.seeding import Stream, seed_global_generators
 from training.checkpoints import set_aside_after
+from training.cli import PathFlag
 from training.cpu_memory import keep_freed_memory
 from training.errors import UsageError
 from training.home_folder import spare_a_read_only_home
+from training.metrics import METRICS
 from training.processes import on_main_process
+from training.ranges import Count
 from training.run_folder import (
     append_line,
     check_writable,
@@ -38,6 +44,36 @@ from training.signals import stop_signals
 
 PROJECT = "onecycle"  # the one W&B project of all scripts; groups and job types tell the runs apart
 _KEPT_GROUPS: list[torch.distributed.ProcessGroup] = []  # see close_accelerator
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The flags that every script has, for what training/ does with them. A script's Config begins with these."""
+
+    recipe: Suppress[str]  # name of the recipe, for the run's folder and the tracker
+    # --- run
+    output_dir: PathFlag = ""  # where the run is written; default runs/<script>/<recipe>
+    resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from, with its run's own settings
+    resume_changes: bool = False  # accept flags that make a resume another run; what they do to it is said
+    eval_only: bool = False  # only evaluate the best checkpoint of --resume, or of --output_dir
+    checkpointing_steps: Count = 0  # updates between checkpoints; 0: one after each validation
+    checkpoints_total_limit: Count = 2  # newest checkpoints that are kept, besides the best; 0: all
+    log_every: Count = 20  # updates between log lines
+    find_lr: bool = False  # run a learning-rate range test, suggest a rate and end
+    compile: bool = False  # torch.compile the model
+    profile: bool = False  # profile a few updates: table and trace in <output_dir>/profile
+    tracker: Literal["wandb", "none"] = "wandb"  # where metrics go besides metrics.jsonl
+
+
+def begin_run(config: Any) -> Accelerator:
+    """Join the processes of the launch, own the run's folder, and seed the initial weights. All processes call.
+
+    Raises UsageError where the processes do not know of each other, and where the folder is not to be had.
+    """
+    accelerator = open_accelerator(config.gradient_accumulation_steps)
+    own_folder(accelerator, config.output_dir)
+    seed_global_generators(Stream.INITIAL_WEIGHTS, config.seed)
+    return accelerator
 
 
 def open_accelerator(gradient_accumulation_steps: int = 1) -> Accelerator:
@@ -150,9 +186,7 @@ class Run:
     """One run's folder, its metrics and its tracker. Only the main process writes.
 
     `config` is the script's dataclass; it has `recipe`, `output_dir` and `tracker` ("wandb" or "none").
-    `checkpoint` and `resumed_state` are what the run goes on from, and its `state`. `best` says of a metric of the
-    validation split whether its "max" or its "min" is its best value, for the tracker's summary, which keeps the
-    last value of all others. Raises ValueError for one of the test split: nothing is chosen by it.
+    `checkpoint` and `resumed_state` are what the run goes on from, and its `state`.
     Below `output_dir`: config.json, metrics.jsonl, summary.json, checkpoints/, figures/. A folder that holds
     an earlier run is moved aside unless that run is being resumed. The folder is this run's until `finish`.
 
@@ -166,13 +200,9 @@ class Run:
         config: Any,
         checkpoint: Path | None = None,
         resumed_state: dict | None = None,
-        best: dict[str, str] | None = None,
     ):
         self.accelerator, self.config, self.script = accelerator, config, script
-        self.best = best or {}
-        for name in self.best:
-            if name.startswith("test"):
-                raise ValueError(f"{name} has no best value: the test split is not what anything is chosen by")
+        self.checkpoint = checkpoint
         self.git_commit = git_commit()  # now: the working tree may have changed when the run ends
         self.output_dir = Path(config.output_dir)
         self.figures_dir = self.output_dir / "figures"
@@ -348,8 +378,10 @@ class Run:
             self.tracker_id = self._wandb.id
             self._wandb.define_metric("step")
             self._wandb.define_metric("*", step_metric="step")
-            for name, best in self.best.items():
-                self._wandb.define_metric(name, step_metric="step", summary=best)
+            # What is chosen by is shown at its best; test values are those of the chosen weights.
+            for name, known in METRICS.items():
+                best = "max" if known.more_is_better else "min"
+                self._wandb.define_metric(f"valid/{name}", step_metric="step", summary=best)
             if mode == "offline":
                 folder = Path(self._wandb.dir).parent
                 print(

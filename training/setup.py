@@ -1,8 +1,6 @@
-"""From a bare model to one that trains: average, batch norm, optimizer, Accelerate and checkpoint, in the one order."""
+"""From a bare model to one that trains: average, batch norm, optimizer, Accelerate, checkpoint, in their order."""
 
-import itertools
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,9 @@ from torch.optim import Optimizer
 
 from models.batch_norm import synchronize_batch_norm
 from training.checkpoints import load_checkpoint
+from training.compilation import compile_model
 from training.ema import EMA
 from training.errors import UsageError
-from training.lr_finder import preserved_state
 
 
 def prepare_training(
@@ -30,8 +28,8 @@ def prepare_training(
     """`model`, on its device, and its optimizer as Accelerate prepares them; the average of the weights; the state.
 
     `build_optimizer(model, config, mixed_precision)` is called once the parameters are final. The state is that of
-    `checkpoint`, whose weights are loaded, or empty. `compile_dynamic` goes to `torch.compile`: True where shapes
-    vary.
+    `checkpoint`, whose weights are loaded, or that of a new run. `compile_dynamic` goes to `torch.compile`: True
+    where shapes vary.
 
     Raises UsageError where the launch shards the model and this run cannot be sharded, and where the checkpoint is
     of another model.
@@ -42,9 +40,12 @@ def prepare_training(
         model = synchronize_batch_norm(model, accelerator.device)
     optimizer = build_optimizer(model, config, accelerator.mixed_precision)  # of the final parameters
     if config.compile:
-        model.compile(dynamic=compile_dynamic)
+        compile_model(model, accelerator.device, dynamic=compile_dynamic)
     model, optimizer = accelerator.prepare(model, optimizer)
-    state = load_checkpoint(accelerator, model, checkpoint, ema, config) if checkpoint else {}
+    state = {"step": 0, "epoch": 0, "updates_in_epoch": 0}
+    if checkpoint:
+        optimizer_name = getattr(config, "optimizer", None)
+        state = load_checkpoint(accelerator, model, checkpoint, ema, optimizer_name, config.resume_changes)
     return model, optimizer, ema, state
 
 
@@ -67,22 +68,3 @@ def _check_sharding(accelerator: Accelerator, config: Any) -> None:
 def weights_to_evaluate(accelerator: Accelerator, model: nn.Module, ema: EMA | None) -> nn.Module:
     """The bare model that is evaluated: the average of the weights where there is one."""
     return ema.module if ema else accelerator.unwrap_model(model)
-
-
-def compile_ahead(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: Optimizer,
-    updates: Iterable,
-    train: Callable[[Any], Any],
-) -> float:
-    """Train on some of the `updates`, so that all shapes are compiled before the clock runs; undo it. Returns seconds.
-
-    Those are the first and the last, which is smaller where an epoch does not divide evenly.
-    """
-    updates = list(updates)
-    started = time.perf_counter()
-    with preserved_state(accelerator, model, optimizer):
-        for update in itertools.chain(updates[:1], updates[-1:]):
-            train(update)
-    return time.perf_counter() - started

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
+from data.images.pixels import CHUNK, along_rows
 from data.seeding import Stream, seeded_rng
-
-CHUNK = 4096  # images: what is computed once over all of them shall not need their memory again in int64
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Augmenter:
         if augmentation.cutout > side:
             raise DataError(f"--cutout {augmentation.cutout} is too large for {size}: give at most {side}")
         self.augmentation, self.seed, self.device = augmentation, seed, images.device
-        self._mean, self._std = _along_rows(mean, std, self.width, self.device)
+        self._mean, self._std = along_rows(mean, std, self.width, self.device)
 
         rows, columns = (_reflected(length, padding, self.device) for length in (self.height, self.width))
         padded = images[:, :, rows[:, None], columns] if padding else images
@@ -143,57 +142,24 @@ class Augmenter:
             x.view(-1, self.n_channels).index_fill_(0, pixels.flatten(), 0.0)
         return x.view(len(ids), self.height, self.width, self.n_channels).permute(0, 3, 1, 2)
 
+    def preview(self, image_id: int, n_epochs: int) -> Tensor:
+        """What one image is in each of the first epochs: (n, C, H, W) from 0 to 1.
+
+        The epoch drawn last is then another: call `draw` again.
+        """
+        views = []
+        for epoch in range(n_epochs):
+            self.draw(epoch)
+            views.append(self.batch(torch.tensor([image_id], device=self.device)))
+        mean, std = (row[: self.n_channels, None, None] for row in (self._mean, self._std))
+        return ((torch.cat(views) * std + mean) / 255).clamp(0, 1)
+
     def _uniform(self, epoch: int) -> np.ndarray:
         """(7, N) in [0, 1): a column an example, the same however many examples follow it."""
         return seeded_rng(Stream.AUGMENTATION, self.seed, epoch).random((self.n_images, 7)).T
 
     def _to_device(self, choices: np.ndarray) -> Tensor:
         return torch.from_numpy(choices).to(self.device)
-
-
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(pixels - mean) / std per channel, bit for bit what `Augmenter.batch` gives without augmentation.
-
-    `images` (B, C, H, W) uint8; `mean` and `std` (C,) in pixel units, 0 to 255. Returns (B, C, H, W) float32 in
-    channels_last memory format.
-    """
-    n, channels, height, width = images.shape
-    mean, std = _along_rows(mean, std, width, images.device)
-    rows = images.permute(0, 2, 3, 1).reshape(n, height, width * channels)
-    return rows.float().sub_(mean).div_(std).view(n, height, width, channels).permute(0, 3, 1, 2)
-
-
-def channel_statistics(images: Tensor) -> dict[str, Tensor]:
-    """Exact statistics of `images` (N, C, H, W) uint8, on the CPU.
-
-    `count` () int64 is N, `shape` (3,) int64 is C, H, W; `min`, `max`, `mean`, `std` and `variance` (C,) float64
-    are over the pixels of each channel, these in 0 to 1. The variance is that of the population.
-    """
-    channels = images.shape[1]
-    histogram = torch.zeros(channels, 256, dtype=torch.int64)
-    for chunk in images.split(CHUNK):
-        for channel in range(channels):
-            histogram[channel] += torch.bincount(chunk[:, channel].flatten(), minlength=256).cpu()
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    weights = histogram / histogram.sum(1, keepdim=True, dtype=torch.float64)
-    mean = weights @ levels
-    variance = (weights * (levels - mean[:, None]).square()).sum(1)
-    occurs = histogram > 0
-    return {
-        "count": torch.tensor(len(images)),
-        "shape": torch.tensor(images.shape[1:]),
-        "min": torch.stack([levels[row].min() for row in occurs]),
-        "max": torch.stack([levels[row].max() for row in occurs]),
-        "mean": mean,
-        "std": variance.sqrt(),
-        "variance": variance,
-    }
-
-
-def _along_rows(mean: Tensor, std: Tensor, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Repeated to (W * C,): an operation whose inner dimension were the C channels would not vectorise."""
-    mean, std = (t.to(device, torch.float32).repeat(width) for t in (mean, std))
-    return mean, std
 
 
 def _reflected(size: int, padding: int, device: torch.device) -> Tensor:

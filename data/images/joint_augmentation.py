@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from data.errors import DataError
-from data.images.augmentation import CHUNK
+from data.images.pixels import CHUNK
 from data.seeding import Stream, seeded_rng
 
 TIE_BREAKER = 1e-4  # of the weights of pixels, which sum to one
@@ -127,7 +127,7 @@ class JointAugmenter:
         """`ids` (B,) int64 on the device -> augmented images and masks. Never waits for the device.
 
         The images are (B, 3, S, S) float32, normalised, in channels_last memory format; without augmentation they
-        are bit for bit what `normalise` of data/images/augmentation.py gives. The masks are (B, S, S) uint8. `size`
+        are bit for bit what `normalise` of data/images/pixels.py gives. The masks are (B, S, S) uint8. `size`
         other than 0 is the side in pixels that both are drawn at instead of S: a coarser look at the same
         augmentation.
         """

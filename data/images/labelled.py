@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from data.cache import cached_arrays, content_key
 from data.errors import DataError
 from data.hub import load_from_hub
+from data.images.held_out import held_out_by_hash
 from data.images.layouts import LAYOUTS, read_image_folder
 from data.images.parquet import rows_of_tables
 from data.images.rows import HELD_OUT, MAX_CLASSES, ImageRows, RowSplits, reason
@@ -33,23 +34,51 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def select(self, chosen: Tensor) -> "LabelledImages":
+        """Those images alone: `chosen` (N,) bool, or numbers of images."""
+        return LabelledImages(self.images[chosen], self.labels[chosen])
+
+    def to(self, device: torch.device) -> "LabelledImages":
+        """The same on `device`."""
+        return LabelledImages(self.images.to(device), self.labels.to(device))
+
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """`class_names[label]` is the name of a class; every label of both splits has one."""
+    """`class_names[label]` is the name of a class; every label of all splits has one."""
 
     train: LabelledImages
     test: LabelledImages
     class_names: tuple[str, ...]
+    valid: LabelledImages | None = None  # held out of the training images; None: nothing is
 
     @classmethod
     def of(
-        cls, train_images: Tensor, train_labels: Tensor, test_images: Tensor, test_labels: Tensor,
+        cls,
+        train_images: Tensor,
+        train_labels: Tensor,
+        test_images: Tensor,
+        test_labels: Tensor,
         class_names: tuple[str, ...],
-    ) -> "ImageSplits":  # fmt: skip
+    ) -> "ImageSplits":
         """The splits of a data set that is drawn by code."""
         train, test = LabelledImages(train_images, train_labels), LabelledImages(test_images, test_labels)
         return cls(train, test, class_names)
+
+    def with_validation(self, fraction: float) -> "ImageSplits":
+        """The same with a share of the training images held out for validation, by the hash of their pixels.
+
+        Raises DataError where none is left to train on.
+        """
+        if fraction == 0:
+            return self
+        held_out = held_out_by_hash(self.train.images, fraction)
+        return replace(self, train=self.train.select(~held_out), valid=self.train.select(held_out))
+
+    def to(self, device: torch.device) -> "ImageSplits":
+        """The same with all images and labels on `device`."""
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(self, train=self.train.to(device), test=self.test.to(device), valid=valid)
 
 
 def load_image_splits(

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from data.errors import DataError
-from data.images.augmentation import channel_statistics
+from data.images.pixels import channel_statistics
 
 BACKGROUND, PET, BORDER = 0, 1, 2  # values of a trimap, and the classes of a mask
 IGNORE = 255  # value of a mask where there is nothing to learn and nothing to score

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
-from data.images.augmentation import Augmentation, Augmenter, channel_statistics, normalise
+from data.images.augmentation import Augmentation, Augmenter
+from data.images.pixels import channel_statistics, normalise
 
 MEAN, STD = torch.tensor([125.3, 122.9, 113.9]), torch.tensor([63.0, 62.1, 66.7])
 

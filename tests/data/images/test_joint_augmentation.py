@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
-from data.images.augmentation import normalise
 from data.images.joint_augmentation import JointAugmentation, JointAugmenter
+from data.images.pixels import normalise
 
 MEAN, STD = torch.tensor([125.3, 122.9, 113.9]), torch.tensor([63.0, 62.1, 66.7])
 GEOMETRY = {"flip": True, "scale": 0.6, "aspect": 0.3, "shift": 0.2, "rotation": 40.0}
