@@ -211,7 +211,8 @@ def build_optimizer(model: nn.Module, config: Config, fp16: bool) -> torch.optim
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "lr_factor": config.bias_lr_factor},
     ]
     if config.optimizer == "muon":
-        groups[0] |= {"orthogonal": True, "momentum": 0.6}
+        # Ultimus has no norms.
+        groups[0] |= {"orthogonal": True, "momentum": 0.6, "keeps_norm": config.model == "ultimus"}
         return Muon(groups, config.lr, config.momentum)
     fused = not fp16  # fused hides from Accelerate that fp16 skipped a step
     if config.optimizer == "adamw":
