@@ -263,7 +263,8 @@ def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> O
         {"params": vectors, "weight_decay": 0.0, "lr_factor": config.bias_lr_factor},
     ]
     if config.optimizer == "muon":
-        groups[0] |= {"orthogonal": True, "momentum": 0.6}
+        has_norms = config.model != "ultimus"
+        groups[0] |= {"orthogonal": True, "momentum": 0.6, "keeps_norm": not has_norms}
         return Muon(groups, config.lr, config.momentum, dtype=product_dtype(mixed_precision))
     options = {"lr": config.lr, "fused": fused(mixed_precision)}
     if config.optimizer == "adamw":

@@ -351,7 +351,8 @@ def main(config: Config) -> None:
     plan = partial(plan_seeded_epoch, n_train, update_size, config.seed, device=device, stream=Stream.LATENT_NOISE)
     updates_per_epoch = math.ceil(n_train / update_size)
     # What a checkpoint keeps of the data: tools need it, and a resume must find the same.
-    described = {"class_names": names, "n_train": n_train, "image_size": config.image_size}
+    described = {"class_names": names, "n_train": n_train, "image_size": config.image_size,
+                 "pixel_sum": int(splits.train.images.sum(dtype=torch.int64))}  # fmt: skip
     data_file = {"data.json": json.dumps(described, indent=1)}
 
     checkpoint = None

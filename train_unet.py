@@ -226,7 +226,7 @@ def build_optimizer(model: UNet, config: Config, mixed_precision: str) -> torch.
     rest = [p for p in model.parameters() if p.ndim <= 1 or p is model.head.weight]
     groups = [{"params": filters}, {"params": rest, "weight_decay": 0.0, "lr_factor": config.bias_lr_factor}]
     if config.optimizer == "muon":
-        groups[0] |= {"orthogonal": True, "momentum": 0.6}
+        groups[0] |= {"orthogonal": True, "momentum": 0.6, "keeps_norm": config.norm == "none"}
         products = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
         return Muon(groups, config.lr, momentum=0.9, dtype=products)
     fused = mixed_precision != "fp16"  # fused hides from Accelerate that fp16 skipped a step

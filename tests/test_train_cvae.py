@@ -186,6 +186,14 @@ def test_it_overfits_one_batch(likelihood, share_left):
 # --- resuming
 
 
+def test_a_resume_on_other_images_of_as_many_classes_and_as_large_is_refused(train, tmp_path, monkeypatch, capsys):
+    assert train(tmp_path / "run", "--max_train_steps", "1") == 0
+    images, *rest = drawn_digits(100, 42, 16)
+    monkeypatch.setattr(train_cvae, "drawn_digits", lambda image_size: (255 - images, *rest))
+    assert train(tmp_path / "run", "--max_train_steps", "2", "--resume", "latest") == 2
+    assert "another data.json" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "flags",
     [

@@ -21,6 +21,7 @@ from data.images.textured_shapes import textured_shapes
 from models.segmentation_losses import segmentation_loss
 from train_unet import RECIPES, VARIANTS, Config, build_model, build_optimizer, evaluate
 from training.cli import run_script
+from training.schedules import set_lr
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--width", "8", "--depth", "2", "--image_size", "32", "--batch_size", "10", "--max_train_steps", "6",
@@ -236,7 +237,7 @@ def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path, monke
 
 
 def test_accumulation_trains_as_the_doubled_batch_where_norms_are_of_an_image(train, tmp_path):
-    flags = ("--norm", "group", "--loss", "dice")
+    flags = ("--norm", "group", "--loss", "dice", "--seed", "1")  # of 0, rounding decides a maximum of a pool
     assert train(tmp_path / "accumulated", *flags, "--batch_size", "5", "--gradient_accumulation_steps", "2") == 0
     assert train(tmp_path / "doubled", *flags) == 0
     expected = final_weights(tmp_path / "doubled")
@@ -277,6 +278,27 @@ def test_scores_depend_neither_on_the_batch_size_nor_on_the_number_of_processes(
             metrics, other_masks, other_dice = torch.load(tmp_path / f"{n}-{rank}-{size}.pt")
             assert metrics == pytest.approx(expected, rel=1e-5)
             assert torch.equal(other_masks, masks) and torch.equal(other_dice, dice)
+
+
+@pytest.mark.parametrize(("norm", "keeps"), [("none", True), ("batch", False)])
+def test_muon_leaves_a_net_without_norms_at_the_scale_that_it_began_with(norm, keeps):
+    """What goes into the last layer: rescaled filters would let it fade out, level by level."""
+    torch.manual_seed(0)
+    config = Config("test", width=16, depth=4, norm=norm)
+    model = build_model(config, 2)
+    optimizer = build_optimizer(model, config, "no")
+    images, seen = torch.randn(2, 3, 32, 32), []
+    model.head.register_forward_pre_hook(lambda module, args: seen.append(float(args[0].detach().std())))
+    for lr in (0.0, 0.0):
+        set_lr(optimizer, lr)
+        model(images).sum().backward()
+        optimizer.step()
+    before, after = seen
+    assert after == pytest.approx(before, rel=0.1)  # a norm makes up for it
+    filters = model.encoder[1][0][0].weight
+    assert float(filters.detach().norm()) == pytest.approx(
+        (2 if keeps else 1) ** 0.5 * len(filters) ** 0.5, rel=0.1
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

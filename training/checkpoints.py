@@ -282,11 +282,25 @@ def check_files(checkpoint: Path, files: dict[str, str]) -> None:
         path = checkpoint / name
         if not path.exists():
             raise UsageError(f"{checkpoint} holds no {name}: it is of another script; name a run of this one")
-        if path.read_text(encoding="utf-8") != text:
+        if not _same_content(path.read_text(encoding="utf-8"), text):
             raise UsageError(
                 f"{checkpoint} was trained with another {name}: give the data and the flags of that run (they "
                 "are in its state.json), or start anew in another --output_dir"
             )
+
+
+def _same_content(saved: str, text: str) -> bool:
+    """Equal, or both JSON objects of which the saved one, of an older version, has some of the other's entries."""
+    if saved == text:
+        return True
+    try:
+        saved_object, current = json.loads(saved), json.loads(text)
+    except ValueError:
+        return False
+    if not (isinstance(saved_object, dict) and isinstance(current, dict)):
+        return False
+    missing = object()
+    return bool(saved_object) and all(current.get(name, missing) == value for name, value in saved_object.items())
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Path, name: str | None = None) -> None:

@@ -28,8 +28,12 @@ class Muon(Optimizer):
 
     Groups with `orthogonal=True` hold filters (C', C, k, k) or matrices: Nesterov momentum, the update
     orthogonalized as a (C', C k k) matrix, and the weights rescaled to the norm sqrt(C') before each update, so
-    that `lr` is the share of a filter that one update turns. The others follow torch's Nesterov SGD with
-    `weight_decay`. Source: Jordan et al. 2024 as above, with the renormalisation of airbench94_muon.
+    that `lr` is the share of a filter that one update turns. That norm suits filters whose scale a norm layer takes
+    out again. In a net without norms the scale of the start is what keeps signals alive: with `keeps_norm=True`
+    too, a filter is rescaled to the norm that it had before its first update, and turned by the same share.
+
+    The other groups follow torch's Nesterov SGD with `weight_decay`. Source: Jordan et al. 2024 as above, with the
+    renormalisation of airbench94_muon.
     """
 
     def __init__(
@@ -48,12 +52,18 @@ class Muon(Optimizer):
             "weight_decay": weight_decay,
             "n_steps": n_steps,
             "orthogonal": False,
+            "keeps_norm": False,
         }
         super().__init__(params, defaults)
         self.dtype = dtype
         for group in self.param_groups:
             if group["orthogonal"] and any(p.ndim < 2 for p in group["params"]):
                 raise ValueError("orthogonal groups hold filters and matrices, not vectors")
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("keeps_norm", False)  # of a checkpoint from before there was a choice
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -74,12 +84,24 @@ class Muon(Optimizer):
             updates = torch._foreach_add(grads, buffers, alpha=group["momentum"])
             if group["orthogonal"]:
                 for p, update in zip(params, updates, strict=True):
-                    p.mul_(len(p) ** 0.5 / p.norm())
                     direction = orthogonalize(update.reshape(len(update), -1).to(self.dtype), group["n_steps"])
+                    if group["keeps_norm"]:
+                        norm = self._first_norm(p)
+                        p.mul_(norm / p.norm())
+                        direction = direction * (norm / len(p) ** 0.5)
+                    else:
+                        p.mul_(len(p) ** 0.5 / p.norm())
                     p.add_(direction.view(update.shape), alpha=-group["lr"])
             else:
                 torch._foreach_add_(params, updates, alpha=-group["lr"])
         return loss
+
+    def _first_norm(self, p: Tensor) -> Tensor:
+        """(): the norm before the first update."""
+        state = self.state[p]
+        if "first_norm" not in state:
+            state["first_norm"] = p.norm()
+        return state["first_norm"]
 
     def _momentum_buffer(self, p: Tensor) -> Tensor:
         state = self.state[p]

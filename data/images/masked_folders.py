@@ -29,6 +29,7 @@ from data.images.mask_layouts import Pair, SplitPairs, find_pairs
 from data.images.masked import IGNORE, MaskSplit, MaskSplits
 from data.images.picture_files import decoding, open_picture, to_rgb
 from data.images.rows import read_bytes
+from data.memory import require_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -126,6 +127,9 @@ class DecodedMasks:
 def _decoded(pairs: Sequence[Pair], image_size: int) -> DecodedMasks:
     from PIL import __version__ as pillow_version
 
+    of_size = f"{len(pairs):,} pictures of {image_size}x{image_size} pixels and their masks"
+    require_memory(8 * len(pairs) * image_size**2, of_size, "lower --image_size")
+
     def decode() -> dict[str, np.ndarray]:
         n = len(pairs)
         images = np.empty((n, 3, image_size, image_size), np.uint8)
@@ -173,15 +177,29 @@ def decode_pair(pair: Pair, image_size: int) -> tuple[np.ndarray, np.ndarray, in
         pixels = np.asarray(to_rgb(upright).resize((image_size, image_size), Image.Resampling.BICUBIC))
     with decoding(pair.mask):
         codes, kind = _codes(mask)
-    values, counts = np.unique(codes, return_counts=True)
-    if len(values) > _MOST_VALUES:
-        often = np.argsort(counts, kind="stable")[-_MOST_VALUES:]
-        values, counts = values[often], counts[often]
+    values, counts = _counted(codes, kind)
     small = Image.fromarray(codes.view(np.int32)).resize((image_size, image_size), Image.Resampling.NEAREST)
     return (
         pixels.transpose(2, 0, 1), np.asarray(small).view(np.uint32), kind, lossy,
         np.column_stack([values, counts]).astype(np.int64),
     )  # fmt: skip
+
+
+def _counted(codes: np.ndarray, kind: int) -> tuple[np.ndarray, np.ndarray]:
+    """The codes that occur, (M,) uint32, and how often. Of more than `_MOST_VALUES` the most frequent."""
+    if kind == COLOUR:
+        values, counts = np.unique(codes, return_counts=True)
+    else:  # sorting would take a second for each large photograph
+        levels = codes if kind == GREY else codes >> 24
+        counts = np.bincount(levels.ravel())
+        code_of = np.zeros(len(counts), np.uint32)
+        code_of[levels] = codes
+        present = np.flatnonzero(counts)
+        values, counts = code_of[present], counts[present]
+    if len(values) > _MOST_VALUES:
+        often = np.argsort(counts, kind="stable")[-_MOST_VALUES:]
+        values, counts = values[often], counts[often]
+    return values, counts
 
 
 def _codes(mask: "Picture") -> tuple[np.ndarray, int]:

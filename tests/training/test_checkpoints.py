@@ -207,5 +207,10 @@ def test_files_beside_the_weights_must_be_there_and_the_same(tmp_path):
     check_files(tmp_path, {"data.json": "{}"})
     with pytest.raises(UsageError, match=r"another data\.json"):
         check_files(tmp_path, {"data.json": "[]"})
+    (tmp_path / "data.json").write_text('{"n_train": 10, "names": ["a"]}')  # of before sums were kept
+    check_files(tmp_path, {"data.json": '{"n_train": 10, "names": ["a"], "pixel_sum": 7}'})
+    for other in ('{"n_train": 11, "names": ["a"], "pixel_sum": 7}', '{"n_train": 10, "pixel_sum": 7}', "text"):
+        with pytest.raises(UsageError, match=r"another data\.json"):
+            check_files(tmp_path, {"data.json": other})
     with pytest.raises(UsageError, match="of another script"):
         check_files(tmp_path, {"source_tokenizer.json": "{}"})

@@ -50,6 +50,40 @@ def test_a_filter_turns_by_its_orthogonalized_momentum_from_a_fixed_norm():
         torch.testing.assert_close(filters.detach().reshape(8, 36), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_filter_that_keeps_its_norm_turns_by_the_same_share_and_goes_on_from_its_state():
+    torch.manual_seed(0)
+    start = 3 * torch.randn(8, 4, 3, 3)
+    gradients = torch.randn(4, 8, 4, 3, 3)
+
+    def stepped(scale: float, keeps_norm: bool, reloads: bool = False) -> torch.Tensor:
+        filters = torch.nn.Parameter(scale * start)
+        make = lambda: Muon([{"params": [filters], "orthogonal": True, "keeps_norm": keeps_norm}], lr=0.2)  # noqa: E731
+        optimizer = make()
+        for gradient in gradients:
+            filters.grad = gradient.clone()
+            optimizer.step()
+            if reloads:
+                state, optimizer = copy.deepcopy(optimizer.state_dict()), make()
+                optimizer.load_state_dict(state)
+        return filters.detach()
+
+    usual = stepped(1.0, keeps_norm=False)
+    for scale in (0.1, 1.0):
+        kept = stepped(scale, keeps_norm=True)
+        torch.testing.assert_close(kept, usual * (scale * start.norm() / 8**0.5), atol=1e-4, rtol=1e-4)
+    assert torch.equal(stepped(1.0, keeps_norm=True, reloads=True), stepped(1.0, keeps_norm=True))
+
+
+def test_a_state_from_before_filters_could_keep_their_norm_is_taken():
+    filters = torch.nn.Parameter(torch.randn(8, 4, 3, 3))
+    state = Muon([{"params": [filters], "orthogonal": True}], lr=0.1).state_dict()
+    del state["param_groups"][0]["keeps_norm"]
+    optimizer = Muon([{"params": [filters], "orthogonal": True}], lr=0.1)
+    optimizer.load_state_dict(state)
+    filters.grad = torch.randn_like(filters)
+    optimizer.step()
+
+
 def test_in_bf16_the_update_is_the_same_to_its_precision_and_weights_stay_fp32():
     torch.manual_seed(0)
     start, gradient = torch.randn(8, 36), torch.randn(8, 36)
