@@ -10,12 +10,13 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import torch
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from training.config_source import field_sources
 from training.errors import TrainingDiverged, UsageError
 from training.ranges import check_config, check_ranges
 from training.run_folder import DISK_ERRORS, cannot_write, owned_folder, release_folders
@@ -43,12 +44,57 @@ def parse_config(recipes: dict[str, tuple[str, C]], description: str, args: list
     `recipes` maps each name to (one line of help, Config). `--max_tokens` and `--max-tokens` are the same. Raises
     UsageError for a number out of its flag's range (training/ranges.py).
     """
+    _, some_config = next(iter(recipes.values()))
+    groups = FieldGroups(type(some_config))
+    grouped = {name: (line, groups.split(config)) for name, (line, config) in recipes.items()}
     with _one_line_errors():
-        config = tyro.extras.overridable_config_cli(
-            recipes, description=description, args=args, use_underscores=True
+        parsed = tyro.extras.overridable_config_cli(
+            grouped, description=description, args=args, use_underscores=True
         )
+    config = groups.join(parsed)
     check_config(config)
     return config
+
+
+class FieldGroups:
+    """A Config's fields in one dataclass a heading, which is how tyro shows them in groups."""
+
+    def __init__(self, config_class: type):
+        self.config_class = config_class
+        hints = get_type_hints(config_class, include_extras=True)
+        self._fields: dict[str, list[str]] = {}  # names of the fields by the name of their group
+        for name, source in field_sources(config_class).items():
+            heading = source.heading.partition(",")[0] or "other"
+            self._fields.setdefault(heading.replace(" ", "_").replace("-", "_"), []).append(name)
+        helps = {name: source.help for name, source in field_sources(config_class).items()}
+        self._groups = {
+            group: dataclasses.make_dataclass(
+                group,
+                [
+                    (name, Annotated[hints[name], tyro.conf.arg(help=helps[name], prefix_name=False)])
+                    for name in names
+                ],
+                frozen=True,
+            )
+            for group, names in self._fields.items()
+        }
+        members = [(group, Annotated[kind, tyro.conf.arg(help="")]) for group, kind in self._groups.items()]
+        self._whole = dataclasses.make_dataclass(config_class.__name__, members, frozen=True)
+
+    def split(self, config: C) -> Any:
+        """A Config as groups of fields."""
+        parts = {
+            group: kind(**{name: getattr(config, name) for name in self._fields[group]})
+            for group, kind in self._groups.items()
+        }
+        return self._whole(**parts)
+
+    def join(self, parts: Any) -> C:
+        """The Config of groups of fields."""
+        values = {
+            name: getattr(getattr(parts, group), name) for group in self._groups for name in self._fields[group]
+        }
+        return self.config_class(**values)
 
 
 def parse_flags(kind: type[C], description: str, args: list[str] | None = None) -> C:
