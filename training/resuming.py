@@ -44,10 +44,13 @@ def settings_of_run(
 ) -> C:
     """The settings to go on with: those of the run that `config` resumes or evaluates, and the flags given anew.
 
-    Each of these that differs is printed. `config` itself where there is nothing to resume. Raises UsageError for
+    Each of these that differs is printed. Those of `config` where there is nothing to resume. Raises UsageError for
     another recipe, and, unless only evaluating, for flags that make it another run, without `--resume_changes`.
     `old_rules` are what held in runs of before a field was there, where that is not its default.
+
+    In any case the settings say where the run is written: runs/<script>/<recipe> where no flag names a folder.
     """
+    config = replace(config, output_dir=config.output_dir or f"runs/{script}/{config.recipe}")
     if not (config.resume or config.eval_only):
         return config
     resume = config.resume or config.output_dir
