@@ -363,6 +363,7 @@ def evaluate(
 def report_test(run: Run, loop: Loop, model: nn.Module, splits: ImageSplits, mean: Tensor, std: Tensor) -> None:
     """Score the chosen weights on the test split, without and with test-time augmentation; end the run."""
     accelerator, config = run.accelerator, run.config
+    run.release_signals()
     load_weights(model, loop.checkpoint_to_test)
     metrics, probabilities = evaluate(accelerator, model, splits.test, mean, std, config)
     run.log(prefixed("test", metrics), loop.step, loop.epochs_done)

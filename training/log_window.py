@@ -66,12 +66,13 @@ class LogWindow:
     def _take_names(self, sums: dict[str, Tensor]) -> None:
         names = tuple(sums)
         if self._rows and names != self._names:
-            print(
-                f"{', '.join(self._names)} were logged before, {', '.join(names)} are now: the averages of the "
-                "next log line begin here",
-                file=sys.stderr,
-                flush=True,
-            )
+            if self.accelerator.is_main_process:
+                print(
+                    f"{', '.join(self._names)} were logged before, {', '.join(names)} are now: the averages of the "
+                    "next log line begin here",
+                    file=sys.stderr,
+                    flush=True,
+                )
             self._empty()
         self._names = names
 

@@ -44,9 +44,10 @@ class Loop:
 
     Where the run `validates`, validations are due after each `validate_every` updates, or, where that is 0, after
     each `validate_every_epochs` epochs (0: never), and after the last update. Checkpoints are due after each
-    `config.checkpointing_steps` updates, or, where that is 0, after each validation; after one that found a new
-    best; after the last update; and when a signal asks the run to end. With `patience` > 0 the loop ends after so
-    many validations without a new best. All processes iterate, and all call each method.
+    `config.checkpointing_steps` updates, or, where that is 0, after each validation, or whenever one would be due
+    if the run validated; after a validation that found a new best; after the last update; and when a signal asks
+    the run to end. With `patience` > 0 the loop ends after so many validations without a new best. All processes
+    iterate, and all call each method.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class Loop:
         self.files = files or {}  # texts that each checkpoint keeps beside the weights, by name
         self.last_checkpoint: Path | None = run.checkpoint
 
-        self.state = {"step": 0, "skipped": 0, "best": None, "validations_since_best": 0, **state}
+        new = {"step": 0, "skipped": 0, "best": None, "validations_since_best": 0, "validated_at": None}
+        self.state = {**new, **state}
         self.window = LogWindow(self.accelerator)
         if "window" in state:
             self.window.load(state["window"])
@@ -83,7 +85,9 @@ class Loop:
         self._gradient_norm: Tensor | float = 0.0  # of the latest update, and its rate
         self._lr = 0.0
         # A run that a signal ended before a validation that was due makes it when it is resumed.
-        self._validation_is_due: bool = self.state.get("validation_is_due", False) and not self.config.eval_only
+        self._validation_is_due: bool = (
+            self.state.get("validation_is_due", False) and validates and not self.config.eval_only
+        )
         self._checkpoint_is_due = False
         self._logs = False
         self._signalled = False
@@ -201,8 +205,10 @@ class Loop:
 
     def _find_out_what_is_due(self, updated: bool) -> None:
         """After an update, or after one that fp16 overflowed in: then the step is one that was looked at before."""
-        self._validation_is_due = self.validates and (self.last or self._ends_validation_period(updated))
-        self._checkpoint_is_due = self.last or (updated and self._is_multiple(self.config.checkpointing_steps))
+        ends_period = self.last or self._ends_validation_period(updated)
+        # Where fp16 overflows in the updates that follow a validation, the weights are still those.
+        self._validation_is_due = self.validates and ends_period and self.step != self.state["validated_at"]
+        self._checkpoint_is_due = self.last or self._ends_checkpoint_period(updated, ends_period)
         self._logs = self.last or (updated and self._is_multiple(self.config.log_every))
         self._signalled = self.run.stop_requested(agree=self._logs)
         if self._logs or self._signalled or self._validation_is_due or self._checkpoint_is_due:
@@ -210,6 +216,11 @@ class Loop:
 
     def _is_multiple(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
+
+    def _ends_checkpoint_period(self, updated: bool, ends_validation_period: bool) -> bool:
+        if self.config.checkpointing_steps:
+            return updated and self._is_multiple(self.config.checkpointing_steps)
+        return ends_validation_period and not self.validates  # else a validation asks for it, once it is made
 
     def _ends_validation_period(self, updated: bool) -> bool:
         if self.validate_every:
@@ -268,6 +279,7 @@ class Loop:
         at_each_validation = self.config.checkpointing_steps == 0
         self._checkpoint_is_due |= found_best or at_each_validation or self.last
         self._validation_is_due = False
+        self.state["validated_at"] = self.step
         self.window.start()
 
     def save(self) -> None:
