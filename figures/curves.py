@@ -6,7 +6,6 @@ Matplotlib is imported where it is used, and through its object interface: no wi
 from __future__ import annotations
 
 import functools
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,25 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.errors import UsageError
+from training.metrics import metric, read_metrics, readable_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-HIGHER_IS_BETTER = {"bleu", "chrf", "accuracy", "dice", "iou", "elbo", "match"}  # any other metric: lower is
-READABLE = {
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "elbo": "ELBO",
-    "iou": "IoU",
-    "kl": "KL divergence",
-    "lr": "learning rate",
-    "nll": "negative log-likelihood",
-    "test": "test:",
-    "train": "training:",
-    "valid": "validation:",
-}
 MAX_BARS = 80
 FALLBACK_FONTS = (  # for what DejaVu Sans has no letters: Chinese, Japanese, Korean, Thai, ..
     "Noto Sans CJK SC",
@@ -134,27 +120,6 @@ def plot_curves(metrics_path: Path, figures_dir: Path, panels: Mapping[str, Sequ
     return written
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The lines of a `metrics.jsonl` merged into one dict per step, by rising step; later values override.
-
-    The lines of a record of several runs have a `seed`; those of each seed are kept apart, one after another.
-    Raises `UsageError` as `plot_curves` does.
-    """
-    *lines, tail = path.read_bytes().split(b"\n")
-    rows: dict[tuple[int, int], dict] = {}
-    for number, line in enumerate([*lines, tail] if tail else lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if number > len(lines):  # no newline at its end: a killed run was still writing it
-                break
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise UsageError(f"{path}, line {number}: not a JSON object with a whole `step`; delete the line")
-        rows.setdefault((row.get("seed", 0), row["step"]), {}).update(row)
-    return [rows[key] for key in sorted(rows)]
-
-
 def _plot_panel(curves: Mapping[str, Mapping[int, float]], step_of_epoch: Mapping[float, int], path: Path) -> None:
     figure = new_figure(width=8, height=4.5)
     ax = figure.add_subplot()
@@ -164,11 +129,11 @@ def _plot_panel(curves: Mapping[str, Mapping[int, float]], step_of_epoch: Mappin
         (line,) = ax.plot(steps, values, marker=marker, label=readable_name(name))
         finite = np.isfinite(values)
         if name.startswith("valid/") and finite.any():
-            sign = -1 if HIGHER_IS_BETTER.intersection(name.split("/")[-1].split("_")) else 1
+            sign = -1 if metric(name).more_is_better else 1
             best = np.where(finite, sign * values, np.inf).argmin()
             ax.plot(steps[best], values[best], "o", color=line.get_color(), markersize=11, fillstyle="none")
             line.set_label(f"{readable_name(name)} (best {values[best]:.4g} at step {steps[best]:,})")
-    ax.set_ylabel(", ".join(dict.fromkeys(readable_name(name.split("/")[-1]) for name in curves)))
+    ax.set_ylabel(", ".join(dict.fromkeys(metric(name).label for name in curves)))
     if all(name.endswith("_per_second") for name in curves):
         ax.set_ylim(bottom=0)  # a rate is judged against zero
     ax.yaxis.get_major_formatter().set_powerlimits((-3, 5))
@@ -178,12 +143,6 @@ def _plot_panel(curves: Mapping[str, Mapping[int, float]], step_of_epoch: Mappin
     ax.legend()
     _add_epoch_axis(ax, step_of_epoch)
     save_png(figure, path)
-
-
-def readable_name(name: str) -> str:
-    """`train/tokens_per_second` becomes `training: tokens per second`."""
-    words = name.replace("/", " ").replace("_", " ").split()
-    return " ".join(READABLE.get(word, word) for word in words)
 
 
 def _add_epoch_axis(ax: Axes, step_of_epoch: Mapping[float, int]) -> None:

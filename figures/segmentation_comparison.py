@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from figures.curves import new_figure, read_metrics, save_png
+from figures.curves import new_figure, save_png
 from figures.images import plot_image_grid, plot_table
 from figures.segmentation import beside_overlays
 from models.segmentation_scores import dice_of_images, pixel_confusion
 from training.errors import UsageError
+from training.metrics import read_metrics
 
 METRICS = {  # in summary.json
     "test/dice": "Dice (data set)",

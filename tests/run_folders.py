@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from figures.curves import read_metrics
+from training.metrics import read_metrics
 
 
 class Killed(BaseException):

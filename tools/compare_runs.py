@@ -16,9 +16,19 @@ from tyro.conf import Positional
 from tools.plot_runs import named_paths
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
+from training.metrics import readable_name, shown
 
-NOT_COMPARED = {"output_dir", "resume", "resume_changes", "tracker", "log_every", "evaluate_every",
-                "checkpointing_steps", "checkpoints_total_limit"}  # fmt: skip
+NOT_COMPARED = {
+    "output_dir",
+    "resume",
+    "resume_changes",
+    "tracker",
+    "log_every",
+    "evaluate_every",  # of runs of before validation splits
+    "validate_every",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+}
 
 
 def compare(runs: dict[str, Path], values: tuple[str, ...]) -> list[dict]:
@@ -44,24 +54,26 @@ def compare(runs: dict[str, Path], values: tuple[str, ...]) -> list[dict]:
             raise UsageError(
                 f"{path} has no {missing[0]}; it has {', '.join(key for key in summary if '/' in key)}"
             )
-        shown = [key for key in first if key in differing and (config is first or config[key] != first[key])]
-        rows.append({
+        own = [key for key in first if key in differing and (config is first or config[key] != first[key])]
+        row = {
             "name": name,
-            "settings": {key: config[key] for key in shown},
+            "settings": {key: config[key] for key in own},
             "numbers": {value: summary[value] for value in values},
             "command": summary["command"],
             "commit": summary["git_commit"],
-        })  # fmt: skip
+        }
+        rows.append(row)
     return rows
 
 
 def as_table(rows: list[dict]) -> str:
-    """Markdown: a row a run, its name, settings and numbers, to five significant digits."""
+    """Markdown: a row a run, its name, settings and numbers, named and shown as training/metrics.py says."""
     values = list(rows[0]["numbers"])
-    lines = [f"| run | settings | {' | '.join(values)} |", "|---|---|" + "---:|" * len(values)]
+    names = [readable_name(value) for value in values]
+    lines = [f"| run | settings | {' | '.join(names)} |", "|---|---|" + "---:|" * len(values)]
     for row in rows:
         settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
-        numbers = " | ".join(f"{row['numbers'][value]:.5g}" for value in values)
+        numbers = " | ".join(shown(value, row["numbers"][value]) for value in values)
         lines.append(f"| {row['name']} | {settings} | {numbers} |")
     return "\n".join(lines)
 

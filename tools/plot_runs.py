@@ -15,9 +15,10 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from figures.curves import new_figure, read_metrics, readable_name, save_png
+from figures.curves import new_figure, save_png
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
+from training.metrics import read_metrics, readable_name
 
 AXES = {"epoch": "epoch", "minutes": "minutes, validation included", "step": "step (updates)"}
 

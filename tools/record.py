@@ -20,25 +20,26 @@ from tyro.conf import Positional
 
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
+from training.metrics import SPLITS, metric
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "results", ROOT / "README.md"
-SHOWN = {  # in README's table: name, factor, unit, digits
-    "test/bleu": ("BLEU", 1, "", 1),
-    "test/bleu_without_near_duplicates": ("BLEU without near-duplicates", 1, "", 1),
-    "test/chrf": ("chrF", 1, "", 1),
-    "test_extra/bleu": ("BLEU on the second test set", 1, "", 1),
-    "test/accuracy": ("accuracy", 100, " %", 2),
-    "test/accuracy_views": ("over test-time views", 100, " %", 2),
-    "test/dice": ("Dice", 1, "", 4),
-    "test/iou": ("IoU", 1, "", 4),
-    "test/dice_views": ("Dice over test-time views", 1, "", 4),
-    "test/elbo": ("ELBO", 1, " nats", 2),
-    "test/iw_bound": ("importance-weighted bound", 1, " nats", 2),
-    "test/bits_per_dim": ("bits/dim", 1, "", 3),
-    "test/wrong_label_hits": ("label hits under a wrong label", 100, " %", 1),
-    "test/prior_hits": ("from the prior", 100, " %", 1),
-}
+HEADLINES = (  # the metrics of README's table, in its order
+    "test/bleu",
+    "test/bleu_without_near_duplicates",
+    "test/chrf",
+    "test_extra/bleu",
+    "test/accuracy",
+    "test/accuracy_views",
+    "test/dice",
+    "test/iou",
+    "test/dice_views",
+    "test/elbo",
+    "test/iw_bound",
+    "test/bits_per_dim",
+    "test/wrong_label_hits",
+    "test/prior_hits",
+)
 BEGIN, END = "<!-- results: made by `python -m tools.record --readme` -->", "<!-- end of results -->"
 
 
@@ -115,11 +116,14 @@ def _mean(values: list):
 
 def _shown(key: str, record: dict) -> str:
     """A number of the record as the table shows it, with its standard deviation over the seeds."""
-    label, scale, unit, digits = SHOWN[key]
-    text = f"{label} {scale * record['numbers'][key]:.{digits}f}"
+    known = metric(key)
+    label = known.label
+    if key.startswith("test_extra/"):
+        label += f" on the {SPLITS['test_extra']}"
+    text = f"{label} {known.factor * record['numbers'][key]:.{known.digits}f}"
     if "std" in record:
-        text += f" ± {scale * record['std'][key]:.{max(digits, 2)}f}"
-    text += unit
+        text += f" ± {known.factor * record['std'][key]:.{max(known.digits, 2)}f}"
+    text += known.unit
     return f"{text} (n = {len(record['seeds'])})" if "seeds" in record else text
 
 
@@ -136,7 +140,7 @@ def results_table() -> str:
             continue
         n = record["numbers"]
         script = re.search(r"train_\w+\.py", record["command"])[0]
-        test = ", ".join(_shown(key, record) for key in SHOWN if key in n)
+        test = ", ".join(_shown(key, record) for key in HEADLINES if key in n)
         rows.append(
             f"| [{record['note']}](results/{path.name}) | `{script} {record['recipe']}` | {test} | "
             f"{_duration(n['train_seconds'])} | {record['hardware']} | {n['mixed_precision']} | "

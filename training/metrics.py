@@ -1,12 +1,12 @@
 """What is known of each metric: its readable name, its unit, its digits, and whether more is better.
 
 A metric is logged as "<split>/<name>". A name that is not in the table, such as "dice_border" of a class or
-"accuracy_views" over views, is known by the longest entry that it begins with.
+"token_accuracy", is known by the longest entry that its words hold.
 """
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from training.errors import UsageError
 class Metric:
     label: str  # as figures and tables call it
     more_is_better: bool = False
-    digits: int = 3  # behind the point
+    digits: int | None = 3  # behind the point; None: five significant ones
     factor: float = 1.0  # what a value is multiplied by to be shown
     unit: str = ""  # put behind the value
 
@@ -32,7 +32,9 @@ METRICS = {
     # translation
     "nll": Metric("negative log-likelihood", unit=" nats/token"),
     "bleu": Metric("BLEU", more_is_better=True, digits=1),
+    "bleu_without_near_duplicates": Metric("BLEU without near-duplicates", more_is_better=True, digits=1),
     "chrf": Metric("chrF", more_is_better=True, digits=1),
+    "match": Metric("match", more_is_better=True, digits=2, factor=100, unit=" %"),
     # classification
     "accuracy": Metric("accuracy", more_is_better=True, digits=2, factor=100, unit=" %"),
     # segmentation
@@ -49,17 +51,28 @@ METRICS = {
     "classifier_accuracy": Metric("accuracy of the judge", True, digits=2, factor=100, unit=" %"),
 }
 SPLITS = {"train": "training", "valid": "validation", "test": "test", "test_extra": "second test set"}
+VIEWS = "over test-time views"  # what "_views" at the end of a name says
 
 
 def metric(name: str) -> Metric:
     """What is known of "valid/bleu" or "bleu"; of an unknown name that its words are its label."""
     words = name.rpartition("/")[2].split("_")
-    for end in range(len(words), 0, -1):
-        known = METRICS.get("_".join(words[:end]))
-        if known is not None:
-            label = " ".join([known.label, *words[end:]])
-            return Metric(label, known.more_is_better, known.digits, known.factor, known.unit)
-    return Metric(" ".join(words))
+    known, before, after = _longest_entry(words)
+    if after[-1:] == ["views"]:
+        after[-1] = VIEWS
+    label = " ".join([*before, known.label, *after])
+    return replace(known, label=label)
+
+
+def _longest_entry(words: list[str]) -> tuple[Metric, list[str], list[str]]:
+    """The entry of the most words that follow each other in `words`, and what stands before and after it."""
+    for length in range(len(words), 0, -1):
+        for start in range(len(words) - length + 1):
+            end = start + length
+            known = METRICS.get("_".join(words[start:end]))
+            if known is not None:
+                return known, words[:start], words[end:]
+    return Metric(words[0], digits=None), [], words[1:]
 
 
 def readable_name(name: str) -> str:
@@ -72,7 +85,8 @@ def readable_name(name: str) -> str:
 def shown(name: str, value: float) -> str:
     """A value as a table shows it: `shown("test/accuracy", 0.9351)` is "93.51 %"."""
     known = metric(name)
-    return f"{known.factor * value:,.{known.digits}f}{known.unit}"
+    number = f"{value:.5g}" if known.digits is None else f"{known.factor * value:,.{known.digits}f}"
+    return number + known.unit
 
 
 def better_by(*names: str) -> Callable[[Mapping[str, float], Mapping[str, float]], bool]:

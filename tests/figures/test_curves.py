@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from figures import curves as figures
-from figures.curves import plot_attention, plot_curves, plot_length_histogram, read_metrics
-from training.errors import UsageError
+from figures.curves import plot_attention, plot_curves, plot_length_histogram
 
 pytestmark = pytest.mark.filterwarnings("error")  # a missing glyph or a squeezed layout is only a warning
 
@@ -117,31 +116,6 @@ def test_throughput_is_drawn_from_zero(tmp_path, drawn):
     panels = {"throughput": ["train/tokens_per_second"]}
     plot_curves(write_metrics(tmp_path / "m.jsonl", rows), tmp_path, panels)
     assert drawn["throughput.png"].axes[0].get_ylim()[0] == 0
-
-
-@pytest.mark.parametrize("cut", ['{"step": 2, "tra', '{"step": 2, "name": "caff\udcc3', "{"])
-def test_a_truncated_last_line_is_passed_over(tmp_path, cut):
-    path = tmp_path / "m.jsonl"
-    path.write_bytes(b'{"step": 1, "lr": 1.0}\n' + cut.encode("utf-8", "surrogateescape"))
-    assert read_metrics(path) == [{"step": 1, "lr": 1.0}]
-
-
-def test_a_whole_last_line_without_newline_counts(tmp_path):
-    path = write_metrics(tmp_path / "m.jsonl", [{"step": 1}], tail='{"step": 2}')
-    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
-
-
-@pytest.mark.parametrize("line", ['{"step": 2, "tra', "", "[1, 2]", '{"lr": 1.0}', '{"step": "2"}', "nonsense"])
-def test_any_other_broken_line_is_an_error(tmp_path, line):
-    path = write_metrics(tmp_path / "m.jsonl", [{"step": 1}], tail=f'{line}\n{{"step": 3}}\n')
-    with pytest.raises(UsageError, match=r"m\.jsonl, line 2: .*delete the line") as caught:
-        read_metrics(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_broken_last_line_that_was_finished_is_an_error(tmp_path):
-    with pytest.raises(UsageError, match="line 2"):
-        read_metrics(write_metrics(tmp_path / "m.jsonl", [{"step": 1}], tail='{"step": 2, "tra\n'))
 
 
 def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path):

@@ -33,8 +33,8 @@ def test_each_run_stands_with_its_numbers_and_the_settings_of_its_own(runs):
     assert rows[1]["numbers"] == {"test/hits": 0.751234, "test/elbo": -91.0}
     assert rows[2]["command"] == "train_cvae.py c" and rows[2]["commit"] == "c0ffee"
     header, rule, *lines = as_table(rows).splitlines()
-    assert header == "| run | settings | test/hits | test/elbo |" and rule.count("|") == header.count("|")
-    assert lines[1] == "| probe | probe_weight 2.0 | 0.75123 | -91 |"
+    assert header == "| run | settings | test: hits | test: ELBO |" and rule.count("|") == header.count("|")
+    assert lines[1] == "| probe | probe_weight 2.0 | 0.75123 | -91.00 nats |"
 
 
 def test_the_table_is_printed_and_kept(runs, tmp_path, capsys):
