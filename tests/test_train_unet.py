@@ -23,6 +23,8 @@ from train_unet import RECIPES, VARIANTS, Config, build_model, build_optimizer, 
 from training.cli import run_script
 from training.schedules import set_lr
 
+pytestmark = pytest.mark.training
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--width", "8", "--depth", "2", "--image_size", "32", "--batch_size", "10", "--max_train_steps", "6",
         "--log_every", "2", "--tracker", "none")  # fmt: skip
@@ -66,6 +68,7 @@ def launch(output_dir, *flags, config: str) -> subprocess.Popen:
 # --- one run
 
 
+@pytest.mark.smoke
 def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
     run = tmp_path / "run"
     assert train(run) == 0
