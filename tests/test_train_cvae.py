@@ -369,7 +369,8 @@ def test_bf16_trains_close_to_fp32(train, tmp_path, monkeypatch):
 
 
 def test_a_run_that_diverges_says_so_and_exits_1(train, tmp_path, capsys):
-    assert train(tmp_path / "run", "--lr", "1e30", "--max_grad_norm", "0") == 1
+    # A decay of 100 x 100 in each update blows the weights up.
+    assert train(tmp_path / "run", "--lr", "100", "--weight_decay", "100", "--max_grad_norm", "0") == 1
     assert "not finite" in capsys.readouterr().err
     assert not (tmp_path / "run" / "summary.json").exists()
 
