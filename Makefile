@@ -1,4 +1,5 @@
-# `make train`: set up and train the demo. `make test`: ruff and the whole test suite. Both may be run again.
+# `make train`: set up and train the demo. `make test`: ruff and the whole test suite. `make quick`: the tests that
+# take no training, and one tiny run of each script. Each may be run again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 CONFIG = $(shell $(BIN)/python -c "import torch; print('cpu' if not torch.cuda.is_available() \
 	else 'bf16' if torch.cuda.get_device_capability() >= (8, 0) else 't4')")
 
-.PHONY: train test clean
+.PHONY: train test quick clean
 
 train: $(VENV)/installed
 	$(BIN)/accelerate launch --config_file accelerate_configs/$(CONFIG).yaml train_translation.py demo --resume latest
@@ -15,6 +16,10 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+quick: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -m "smoke or not (slow or training)"
 
 # torch first and alone: with it in place, no other package asks for a newer one.
 $(VENV)/installed: requirements.txt

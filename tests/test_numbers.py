@@ -17,6 +17,8 @@ from training.cli import run_script
 from training.errors import UsageError
 from training.ranges import Range, check_ranges
 
+pytestmark = pytest.mark.training
+
 TINY = {
     "train_cifar": ["--speednet_widths", "8", "8", "8"],
     "train_cvae": ["--width", "16", "--iw_samples", "1"],

@@ -25,6 +25,8 @@ from train_cifar import RECIPES, build_model, build_optimizer, evaluate
 from training.cli import run_script
 from training.run_folder import claim_folder, release_folders
 
+pytestmark = pytest.mark.training
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--model", "ultimus", "--optimizer", "adamw", "--lr", "0.01", "--weight_decay", "0", "--batch_size", "100",
         "--bias_lr_factor", "1", "--head_lr_factor", "1", "--max_train_steps", "12", "--log_every", "4",
@@ -71,6 +73,7 @@ def launch(output_dir, *flags, config: str) -> subprocess.Popen:
 # --- one run
 
 
+@pytest.mark.smoke
 def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
     run = tmp_path / "run"
     assert train(run) == 0

@@ -22,6 +22,8 @@ from data.text.phrasebook import phrasebook_splits
 from data.text.tokenization import TextTokenizer
 from training.cli import run_script
 
+pytestmark = pytest.mark.training
+
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = {  # the flags of a small one
     "transformer": ("--d_model", "32", "--n_heads", "2", "--n_encoder_layers", "1", "--n_decoder_layers", "1",
@@ -97,6 +99,7 @@ def finished(tmp_path_factory, files, model) -> Path:
     return output_dir
 
 
+@pytest.mark.smoke
 def test_a_run_leaves_what_the_contract_says(finished):
     found = {
         str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file() and "checkpoint-" not in str(p)

@@ -154,6 +154,7 @@ def test_bfloat16_autocast_stays_close_and_trains():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_compiled_for_changing_shapes_without_end_of_recompilation():
     from torch._dynamo.testing import CompileCounter
 

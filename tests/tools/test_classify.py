@@ -13,6 +13,8 @@ from data.images.drawn_shapes import drawn_shapes
 from tools.classify import Classifier
 from training.errors import UsageError
 
+pytestmark = pytest.mark.training
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

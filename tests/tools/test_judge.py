@@ -11,6 +11,8 @@ from tools import judge
 from tools.judge import Judge, find_judge, label_hits, train_judge
 from training.errors import UsageError
 
+pytestmark = pytest.mark.training
+
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 NAMES = tuple("0123456789")

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from tools.sample import Sampler, main
 from training.errors import UsageError
 
+pytestmark = pytest.mark.training
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

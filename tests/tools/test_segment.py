@@ -17,6 +17,8 @@ from models.segmentation_scores import dice_of_images, pixel_confusion
 from tools.segment import Segmenter, main
 from training.errors import UsageError
 
+pytestmark = pytest.mark.training
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

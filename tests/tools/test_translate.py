@@ -10,6 +10,8 @@ from tests.run_folders import edit_config
 from tools.translate import Translator
 from training.errors import UsageError
 
+pytestmark = pytest.mark.training
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

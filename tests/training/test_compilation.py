@@ -21,6 +21,7 @@ except UsageError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["not there", "fails", "makes nothing"])
 def test_a_compiler_that_does_not_work_is_told_before_training(tmp_path, compiler):
     fake = tmp_path / "g++"
