@@ -384,7 +384,8 @@ def report_test(run: Run, loop: Loop, model: nn.Module, splits: ImageSplits, mea
 
 
 def main(config: Config) -> None:
-    config = settings_of_run(config, RECIPES, MAY_CHANGE, "cifar")
+    old_rules = {"valid_fraction": 0.0}  # runs of before there was one held out nothing
+    config = settings_of_run(config, RECIPES, MAY_CHANGE, "cifar", old_rules)
     refuse_options_of_other_models(config, RECIPES, {"speednet": ("speednet_widths",)})
     if config.flip == "none" and config.views != "one":
         raise UsageError(f"--views {config.views} are mirrored, training images are not: add --views one")

@@ -68,11 +68,16 @@ class ImageSplits:
     def with_validation(self, fraction: float) -> "ImageSplits":
         """The same with a share of the training images held out for validation, by the hash of their pixels.
 
-        Raises DataError where none is left to train on.
+        Images of a class that would have none left to train on are not held out; where that leaves nothing to
+        validate on, nothing is. Raises DataError where none is left to train on.
         """
         if fraction == 0:
             return self
         held_out = held_out_by_hash(self.train.images, fraction)
+        left = self.train.labels[~held_out].bincount(minlength=len(self.class_names))
+        held_out &= left[self.train.labels] > 0
+        if not held_out.any():
+            return self
         return replace(self, train=self.train.select(~held_out), valid=self.train.select(held_out))
 
     def to(self, device: torch.device) -> "ImageSplits":
