@@ -2,8 +2,8 @@
 
 Every flag of a script is one of four kinds. Those of `OF_THE_INVOCATION` are of the command that is typed, and no
 setting of the run. Those of `OF_THE_BATCHES` say which examples make up an update: with others the place in the
-epoch, which is counted in updates, means something else. The rest a script names beside its Config: `MAY_CHANGE`
-are harmless, `MAKES_THE_RUN` are not, for with another loss, model or data it is another run.
+epoch, which is counted in updates, means something else. Those that are harmless a script names beside its Config,
+as `MAY_CHANGE`. All others are not: with another loss, model or data it is another run.
 """
 
 import os

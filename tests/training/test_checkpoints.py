@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from data.seeding import seed_micro_batch
 from training.checkpoints import (
     best_checkpoint,
     check_files,
@@ -34,10 +36,12 @@ def parts(fresh_accelerate):
     return accelerator, *accelerator.prepare(model, optimizer), ema
 
 
-def train(parts, n: int) -> list[float]:
+def train(parts, n: int, step: int = 0) -> list[float]:
+    """The losses of `n` updates from `step` on, with their dropout and their data."""
     accelerator, model, optimizer, ema = parts
     losses = []
-    for _ in range(n):
+    for i in range(step, step + n):
+        seed_micro_batch(0, i, 0)
         loss = model(torch.randn(8, 3)).square().mean()
         accelerator.backward(loss)
         optimizer.step()
@@ -56,14 +60,14 @@ def save(parts, run_dir, step, **options):
 def test_what_is_loaded_trains_on_bit_for_bit(parts, tmp_path):
     train(parts, 3)
     checkpoint = save(parts, tmp_path, 3, files={"note.txt": "città"})
-    uninterrupted = train(parts, 4)
+    uninterrupted = train(parts, 4, step=3)
     weights = {k: v.clone() for k, v in parts[1].state_dict().items()}
     averaged = {k: v.clone() for k, v in parts[3].state_dict().items()}
     train(parts, 2)
     torch.manual_seed(99)
     state = load_checkpoint(parts[0], parts[1], checkpoint, parts[3])
     assert state == {"step": 3}
-    assert train(parts, 4) == uninterrupted
+    assert train(parts, 4, step=3) == uninterrupted
     for name, tensor in parts[1].state_dict().items():
         assert torch.equal(tensor, weights[name])
     for name, tensor in parts[3].state_dict().items():
@@ -92,7 +96,7 @@ def test_the_newest_and_the_best_stay(parts, tmp_path):
     assert best_checkpoint(tmp_path).name == "checkpoint-120"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "state.json", "random_states_0.pkl"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "state.json", "ema.safetensors"])
 def test_a_damaged_newest_one_is_passed_over_with_a_warning(parts, tmp_path, name):
     save(parts, tmp_path, 10)
     newest = save(parts, tmp_path, 20)
@@ -193,13 +197,31 @@ def test_a_foreign_pickle_is_not_executed(parts, tmp_path):
             return (open, (str(tmp_path / "owned"), "w"))
 
     checkpoint = save(parts, tmp_path, 10)
-    for name in ("optimizer.bin", "random_states_0.pkl"):
-        (checkpoint / name).write_bytes(pickle.dumps(Attack()))
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
-        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(Exception):  # noqa: B017 - whatever torch calls it
-            load_checkpoint(parts[0], parts[1], checkpoint, parts[3])
-        assert not (tmp_path / "owned").exists()
+    (checkpoint / "random_states_0.pkl").write_bytes(pickle.dumps(Attack()))  # as older checkpoints hold them
+    load_checkpoint(parts[0], parts[1], checkpoint, parts[3])
+    assert not (tmp_path / "owned").exists()
+    (checkpoint / "optimizer.bin").write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(Exception):  # noqa: B017 - whatever torch calls it
+        load_checkpoint(parts[0], parts[1], checkpoint, parts[3])
+    assert not (tmp_path / "owned").exists()
+
+
+def test_no_random_states_are_kept_and_older_checkpoints_that_hold_them_load(parts, tmp_path):
+    accelerator, model, _, ema = parts
+    train(parts, 3)
+    checkpoint = save(parts, tmp_path, 3)
+    assert not list(checkpoint.glob("random_states*"))
+    assert not [name for name in json.loads((checkpoint / "manifest.json").read_text()) if "random" in name]
+    uninterrupted = train(parts, 3, step=3)
+    accelerator.save_state(str(tmp_path / "whole"))  # with the states, as it was kept before
+    states = (tmp_path / "whole" / "random_states_0.pkl").read_bytes()
+    (checkpoint / "random_states_0.pkl").write_bytes(states)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["random_states_0.pkl"] = [len(states), hashlib.sha256(states).hexdigest()]
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    assert find_checkpoint(str(tmp_path), tmp_path) == checkpoint
+    load_checkpoint(accelerator, model, checkpoint, ema)
+    assert train(parts, 3, step=3) == uninterrupted
 
 
 def test_files_beside_the_weights_must_be_there_and_the_same(tmp_path):

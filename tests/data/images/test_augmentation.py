@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.images.augmentation import Augmentation, Augmenter
-from data.images.pixels import channel_statistics, normalise
+from data.images.pixels import normalise
 
 MEAN, STD = torch.tensor([125.3, 122.9, 113.9]), torch.tensor([63.0, 62.1, 66.7])
 
@@ -273,13 +273,14 @@ def test_a_border_or_square_larger_than_the_images_is_named(mode):
     everything(augmenter_of(images, crop_padding=5, padding_mode=mode, cutout=6))
 
 
-def test_statistics_are_those_of_numpy(monkeypatch):
-    monkeypatch.setattr("data.images.augmentation.CHUNK", 7)
-    images = images_of(23, 3, 5, 4)
-    images[:, 1] = images[:, 1] // 2 + 3
-    statistics = channel_statistics(images)
-    assert statistics["count"].item() == 23 and statistics["shape"].tolist() == [3, 5, 4]
-    pixels = images.numpy().transpose(1, 0, 2, 3).reshape(3, -1) / 255
-    functions = {"min": np.min, "max": np.max, "mean": np.mean, "std": np.std, "variance": np.var}
-    for name, function in functions.items():
-        np.testing.assert_allclose(statistics[name].numpy(), function(pixels, axis=1), rtol=1e-12)
+def test_a_preview_shows_one_image_as_the_first_epochs_do():
+    images = images_of(6)
+    augmenter = augmenter_of(images, crop_padding=2, flip="random")
+    views = augmenter.preview(image_id=4, n_epochs=5)
+    assert views.shape == (5, 3, 8, 8) and views.min() >= 0 and views.max() <= 1
+    for epoch, view in enumerate(views):
+        augmenter.draw(epoch)
+        (batch,) = augmenter.batch(torch.tensor([4]))
+        torch.testing.assert_close(view, (batch * STD[:, None, None] + MEAN[:, None, None]) / 255)
+    plain = augmenter_of(images).preview(image_id=4, n_epochs=1)
+    torch.testing.assert_close(plain[0], images[4] / 255)
