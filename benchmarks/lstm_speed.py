@@ -9,6 +9,7 @@ of as many sentences in random order. All take turns (benchmarks/turns.py); on t
 tokens/s is that of updates.
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -83,21 +84,21 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     """The worker: gets ready, then trains for `seconds` whenever told to; answers with target tokens/s."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = config.precision  # before Accelerate is imported: it is read once
     import train_translation as script
-    from data.text.batching import BatchPlanner, Shape, Update, collate
-    from data.text.corpus import TranslationCorpus, load_splits
+    from data.text.batching import BatchPlanner, Shape, Update
+    from data.text.corpus import TranslationCorpus, load_text_splits
     from training.run import open_accelerator
 
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     settings = replace(script.RECIPES["de-en-lstm"][1], max_tokens=config.max_tokens)
     accelerator = open_accelerator()
-    splits = load_splits("phrasebook", "", ("de", "en"), train_files=config.train_files)
+    splits = load_text_splits("phrasebook", "", ("de", "en"), train_files=config.train_files)
     corpus = TranslationCorpus(
         splits, kind=settings.tokenizer, vocab_size=settings.vocab_size, min_frequency=settings.min_frequency,
         lowercase=False, joint=False, max_len=settings.max_len,
     )  # fmt: skip
     pairs, lengths = corpus.train, (corpus.train.source.lengths, corpus.train.target.lengths)
     sizes = [tokenizer.vocab_size for tokenizer in corpus.tokenizers.values()]
-    planner = BatchPlanner(*lengths, config.max_tokens)
+    planner = BatchPlanner(pairs, config.max_tokens)
     sentences = len(pairs) // len(planner.plan_epoch(0))
     torch.manual_seed(0)
     if "plain" in variant:
@@ -111,13 +112,13 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     optimizer = torch.optim.AdamW(model.parameters(), fused=accelerator.mixed_precision != "fp16")
     model, optimizer = accelerator.prepare(model, optimizer)
 
+    steps = itertools.count()
+
     def train_update(update) -> None:
-        script.train_update(accelerator, model, optimizer, update, pairs, settings, 1e-4)
+        script.train_update(accelerator, model, optimizer, settings, update, next(steps), 1e-4)
 
     def plain_update(update) -> None:
-        source, target, labels = collate(
-            pairs.source, pairs.target, update.sentences, update.shape, len(update.sentences), accelerator.device
-        )
+        source, target, labels = update.micro_batch(0, 1, accelerator.device)
         with accelerator.autocast():
             logits = model(source, target)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=0)
@@ -132,7 +133,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
             chosen = order[start : start + sentences]
             source_lengths, target_lengths = (side[chosen] + 1 for side in lengths)  # the end mark
             shape = Shape(int(source_lengths.max()), int(target_lengths.max()))
-            yield Update(chosen, shape, int(target_lengths.sum()))
+            yield Update(pairs, chosen, shape, int(target_lengths.sum()))
 
     update_once = plain_update if "plain" in variant else train_update
     plan = random_batches if "random" in variant else planner.plan_epoch

@@ -6,6 +6,7 @@ Padded batches in fp32 come first, then bucketed ones, then mixed precision, the
 trains with the script's own update, taking turns with the others (benchmarks/turns.py).
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -51,7 +52,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
 
     import train_translation as script
     from data.text.batching import BatchPlanner
-    from data.text.corpus import TranslationCorpus, load_splits
+    from data.text.corpus import TranslationCorpus, load_text_splits
     from training.run import open_accelerator
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -60,7 +61,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         n_encoder_layers=config.n_layers, n_decoder_layers=config.n_layers, d_ff=config.d_ff,
     )  # fmt: skip
     accelerator = open_accelerator()
-    splits = load_splits("phrasebook", "", ("en", "it"), train_files=config.train_files)
+    splits = load_text_splits("phrasebook", "", ("en", "it"), train_files=config.train_files)
     corpus = TranslationCorpus(
         splits, kind="bpe", vocab_size=config.vocab_size, min_frequency=1, lowercase=False, joint=True, max_len=128
     )
@@ -70,15 +71,14 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         model.compile(dynamic=True)
     optimizer = torch.optim.AdamW(model.parameters(), fused=accelerator.mixed_precision != "fp16")
     model, optimizer = accelerator.prepare(model, optimizer)
-    planner = BatchPlanner(
-        corpus.train.source.lengths, corpus.train.target.lengths, config.max_tokens, batching=variant["batching"]
-    )
+    planner = BatchPlanner(corpus.train, config.max_tokens, batching=variant["batching"])
 
     def updates():
         for epoch in range(10**6):
             yield from planner.plan_epoch(epoch)
 
     stream = updates()
+    steps = itertools.count()
 
     def train_for(seconds: float) -> float:
         synchronize = torch.cuda.synchronize if accelerator.device.type == "cuda" else lambda: None
@@ -86,7 +86,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         started, tokens, done = time.perf_counter(), 0, 0
         while time.perf_counter() - started < seconds or done < 2:
             update = next(stream)
-            script.train_update(accelerator, model, optimizer, update, corpus.train, settings, 1e-4)
+            script.train_update(accelerator, model, optimizer, settings, update, next(steps), 1e-4)
             tokens, done = tokens + update.target_tokens, done + 1
             if done % 20 == 0:
                 synchronize()
@@ -94,7 +94,6 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         return tokens / (time.perf_counter() - started)
 
     started = time.perf_counter()
-    model.train()
     train_for(min(config.seconds, 5.0))  # warm-up: compilation, allocator, caches
     ready = {
         "warm_up_seconds": time.perf_counter() - started,

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from data.errors import DataError
-from data.text.corpus import CorpusSplits, load_splits
+from data.text.corpus import CorpusSplits, load_text_splits
 from data.text.corpus_statistics import (
     HIGHEST_MIN_FREQUENCY,
     MAX_ADDED_UNKNOWN,
@@ -312,7 +312,7 @@ def corpus_name(config: Config) -> tuple[str, Languages]:
 def report(config: Config) -> None:
     """Load, count, write and print. Raises DataError for a corpus that cannot be used."""
     name, languages = corpus_name(config)
-    splits = load_splits(
+    splits = load_text_splits(
         config.dataset, config.dataset_config, config.languages or ("en", "it"), data_dir=config.data_dir or None,
         dataset_revision=config.dataset_revision or None, train_files=config.train_files,
         valid_files=config.valid_files, test_files=config.test_files, extra_test_files=config.extra_test_files,

@@ -130,7 +130,7 @@ class Loop:
     def summary(self) -> dict[str, float]:
         """What the summary of a run says of its training: the best validation, the time to compile."""
         values = {f"best/{name}": value for name, value in (self.best or {}).items()}
-        if self.config.compile:
+        if self.compile_seconds:
             values["compile_seconds"] = round(self.compile_seconds, 2)
         return values
 
@@ -163,7 +163,8 @@ class Loop:
         with bar, profiler(self.run.output_dir, self.accelerator, enabled=self.config.profile) as profile:
             try:
                 self.window.start()
-                self._plan_epoch()
+                if not self.last:
+                    self._plan_epoch()
                 while True:
                     step = self.step
                     yield None if self.last else self._next_update()

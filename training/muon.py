@@ -147,7 +147,7 @@ class MuonAdamW(Optimizer):
         momentum: float = 0.95,
         n_steps: int = 5,
         dtype: torch.dtype = torch.float32,
-        fused: bool = False,
+        fused: bool | None = False,
     ):
         """`betas` and `fused` are AdamW's; `momentum`, `n_steps` and `dtype` (of the matrix products) Muon's."""
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "fused": fused}

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from data.text.near_duplicates import near_duplicates
+from training.metrics import prefixed
 from training.run import Run
 
 
@@ -86,11 +87,6 @@ def is_better(metrics: dict[str, float], best: dict[str, float]) -> bool:
     return rank(metrics) > rank(best)
 
 
-def numbers(metrics: dict, prefix: str) -> dict[str, float]:
-    """The metrics that are numbers, as "<prefix>/<name>"."""
-    return {f"{prefix}/{name}": value for name, value in metrics.items() if not isinstance(value, str)}
-
-
 def scores_without_near_duplicates(
     translations: Translations, training_sources: Sequence[str], tokenizer: str = "13a", lowercase: bool = False
 ) -> dict[str, float]:
@@ -116,7 +112,7 @@ def report_translations(
     sentences go to translations/<name>.src.txt, .hyp.txt and .ref.txt, a line each, for the `sacrebleu` command.
     """
     sources, hypotheses, references = translations.sources, translations.hypotheses, translations.references
-    run.log(numbers(metrics, name), step, epoch)
+    run.log(prefixed(name, metrics), step, epoch)
     run.log_samples(sources, hypotheses, references, step, n=5)
     rest = metrics.get("bleu_without_near_duplicates")
     n_rest = round((1 - metrics["near_duplicates"]) * len(translations))

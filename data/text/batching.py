@@ -1,7 +1,7 @@
 """Dynamic batching of sentence pairs: which sentences make up each update, and how they are padded.
 
 An update is planned for all processes at once, from (seed, epoch) alone: `plan_epoch` gives the same updates
-in every process, and `Update.micro_batches` cuts one into equal parts. So the number of target tokens of an
+in every process, and `Update.micro_batch` gives each of its equal parts. So the number of target tokens of an
 update is known everywhere before it starts, without any communication, and one process with accumulation 2,
 two processes, and one process with the doubled budget train on the same updates.
 """
@@ -17,7 +17,7 @@ import torch
 from data.errors import DataError
 from data.seeding import Stream, seeded_rng
 from data.text.tokenization import BOS_ID, EOS_ID, PAD_ID
-from data.text.tokenized_text import TokenizedText
+from data.text.tokenized_text import TokenizedPairs, TokenizedText
 
 Batching = Literal["padded", "sorted", "bucketed"]
 ROW_MULTIPLE = 8  # full batches have a multiple of this many rows: it suits tensor cores, and 2, 4, 8 ways
@@ -36,27 +36,38 @@ class Shape:
         return max(self.source, self.target)
 
 
+class PairBatch(NamedTuple):
+    """Padded token ids, int64, on the device."""
+
+    source: torch.Tensor  # (B, S), each row ends in EOS and padding
+    target: torch.Tensor  # (B, T), begins with BOS
+    labels: torch.Tensor  # (B, T), the target moved on by one: ends in EOS and padding
+
+
 @dataclass(frozen=True)
 class Update:
     """The sentences of one optimizer update, over all processes and micro-batches."""
 
-    sentences: np.ndarray  # (rows,) int64 indices into the corpus
+    pairs: TokenizedPairs  # all of the epoch's
+    sentences: np.ndarray  # (rows,) int64 indices into the pairs
     shape: Shape
     target_tokens: int  # real ones, EOS included: what the loss sum is divided by
 
-    def micro_batches(self, n: int) -> list[tuple[np.ndarray, int]]:
-        """Cut into n parts of equal size: (sentences, how many of them count).
+    def micro_batch(self, part: int, n_parts: int, device: torch.device) -> PairBatch:
+        """Part `part` of n_parts of equal size, padded. All of them together predict `target_tokens` labels."""
+        sentences, n_counted = self.share(part, n_parts)
+        return collate(self.pairs, sentences, self.shape, n_counted, device)
+
+    def share(self, part: int, n_parts: int) -> tuple[np.ndarray, int]:
+        """The sentences of a part, and how many of them count.
 
         Where the rows do not divide evenly, sentences are repeated to fill the last rows of a part; those
         are not counted in the loss. So no part is empty and every process has the same work.
         """
-        rows = math.ceil(len(self.sentences) / n)
-        parts = []
-        for i in range(n):
-            part = self.sentences[i * rows : (i + 1) * rows]
-            filler = np.resize(self.sentences, rows - len(part))
-            parts.append((np.concatenate([part, filler]), len(part)))
-        return parts
+        rows = math.ceil(len(self.sentences) / n_parts)
+        own = self.sentences[part * rows : (part + 1) * rows]
+        filler = np.resize(self.sentences, rows - len(own))
+        return np.concatenate([own, filler]), len(own)
 
 
 def make_buckets(
@@ -110,7 +121,7 @@ def make_buckets(
 
 
 class BatchPlanner:
-    """Plans each epoch's updates over pairs of the given lengths in tokens (without BOS and EOS).
+    """Plans each epoch's updates over tokenized pairs.
 
     `max_tokens` bounds rows x longer side, padding included, of a micro-batch in one process; `n_parts` is
     processes x accumulation steps, so an update holds up to `max_tokens * n_parts`.
@@ -127,8 +138,7 @@ class BatchPlanner:
 
     def __init__(
         self,
-        source_lengths: np.ndarray,
-        target_lengths: np.ndarray,
+        pairs: TokenizedPairs,
         max_tokens: int,
         n_parts: int = 1,
         batching: Batching = "bucketed",
@@ -136,22 +146,26 @@ class BatchPlanner:
         max_buckets: int = 48,
         allow_longer: bool = False,
     ):
-        if len(source_lengths) == 0:
+        if len(pairs) == 0:
             raise DataError("no sentence pair is left to train on: check --max_len and the training files")
-        self.source_lengths, self.target_lengths = source_lengths + 1, target_lengths + 1  # + EOS
-        self.budget, self.n_parts, self.batching, self.seed = max_tokens * n_parts, n_parts, batching, seed
+        self.pairs = pairs
+        self.source_lengths = pairs.source.lengths + 1  # + EOS
+        self.target_lengths = pairs.target.lengths + 1
+        self.budget = max_tokens * n_parts
+        self.n_parts = n_parts
+        self.batching = batching
+        self.seed = seed
         longest = int(max(self.source_lengths.max(), self.target_lengths.max()))
         if max_tokens < longest and not allow_longer:
             raise DataError(
                 f"--max_tokens {max_tokens} is smaller than the longest training sentence "
                 f"({longest} tokens with its end mark): raise it, or lower --max_len below {max_tokens}"
             )
-        n = len(source_lengths)
         whole = Shape(int(self.source_lengths.max()), int(self.target_lengths.max()))
         if batching == "bucketed":
             self.shapes, self.bucket_of = make_buckets(self.source_lengths, self.target_lengths, max_buckets)
         else:
-            self.shapes, self.bucket_of = [whole], np.zeros(n, dtype=np.int64)
+            self.shapes, self.bucket_of = [whole], np.zeros(len(pairs), dtype=np.int64)
         self.members = [np.flatnonzero(self.bucket_of == i) for i in range(len(self.shapes))]
 
     def rows_that_fit(self, shape: Shape) -> int:
@@ -212,7 +226,7 @@ class BatchPlanner:
     def _update(self, sentences: np.ndarray, shape: Shape | None = None) -> Update:
         if shape is None:
             shape = Shape(int(self.source_lengths[sentences].max()), int(self.target_lengths[sentences].max()))
-        return Update(sentences, shape, int(self.target_lengths[sentences].sum()))
+        return Update(self.pairs, sentences, shape, int(self.target_lengths[sentences].sum()))
 
     def real_and_padding(self, updates: list[Update]) -> tuple[np.ndarray, np.ndarray]:
         """Real and padding tokens of each update, both sides together, rows that fill a part being padding."""
@@ -226,14 +240,6 @@ class BatchPlanner:
         """Padding tokens over all tokens in the batches as the model sees them."""
         real, padding = self.real_and_padding(updates)
         return float(padding.sum() / (real.sum() + padding.sum()))
-
-
-class PairBatch(NamedTuple):
-    """Padded token ids, int64, on the device."""
-
-    source: torch.Tensor  # (B, S), each row ends in EOS and padding
-    target: torch.Tensor  # (B, T), begins with BOS
-    labels: torch.Tensor  # (B, T), the target moved on by one: ends in EOS and padding
 
 
 def pad_rows(text: TokenizedText, sentences: np.ndarray, width: int) -> np.ndarray:
@@ -254,19 +260,13 @@ def to_device(rows: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def collate(
-    source: TokenizedText,
-    target: TokenizedText,
-    sentences: np.ndarray,
-    shape: Shape,
-    counted: int,
-    device: torch.device,
+    pairs: TokenizedPairs, sentences: np.ndarray, shape: Shape, counted: int, device: torch.device
 ) -> PairBatch:
     """The padded batch of the given sentences; labels of rows from `counted` on are all padding."""
-    labels = pad_rows(target, sentences, shape.target)
+    source = pad_rows(pairs.source, sentences, shape.source)
+    labels = pad_rows(pairs.target, sentences, shape.target)
     inputs = np.full_like(labels, PAD_ID)
     inputs[:, 0] = BOS_ID
     inputs[:, 1:] = np.where(labels[:, :-1] == EOS_ID, PAD_ID, labels[:, :-1])
     labels[counted:] = PAD_ID
-    return PairBatch(
-        *(to_device(rows, device) for rows in (pad_rows(source, sentences, shape.source), inputs, labels))
-    )
+    return PairBatch(to_device(source, device), to_device(inputs, device), to_device(labels, device))

@@ -24,7 +24,7 @@ from data.text.parallel_text import (
 )
 from data.text.phrasebook import phrasebook_splits
 from data.text.tokenization import MAX_WORD, TextTokenizer
-from data.text.tokenized_text import TokenizedText, cached_tokens
+from data.text.tokenized_text import TokenizedPairs, TokenizedText, cached_tokens
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _lowercased(text: ParallelText) -> ParallelText:
     return normalised(ParallelText([s.lower() for s in text.sources], [t.lower() for t in text.targets]))
 
 
-def load_splits(
+def load_text_splits(
     dataset: str,
     dataset_config: str,
     languages: tuple[str, str],
@@ -167,21 +167,6 @@ def _read_heldout(files: Sequence[str], languages: tuple[str, str]) -> ParallelT
     return text
 
 
-@dataclass(frozen=True)
-class TokenizedPairs:
-    """Sentence i of the source belongs to sentence i of the target."""
-
-    source: TokenizedText
-    target: TokenizedText
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def select(self, indices: Sequence[int]) -> "TokenizedPairs":
-        """The pairs of these numbers, in their order."""
-        return TokenizedPairs(self.source.select(indices), self.target.select(indices))
-
-
 def evenly_spaced(n_all: int, n: int) -> list[int]:
     """n of the numbers 0 .. n_all - 1, or all of them for n = 0 and where there are no more.
 
@@ -217,8 +202,13 @@ class TranslationCorpus:
         eval_max_len: int = 1024,
         seed: int = 0,
     ):
-        settings = {"kind": kind, "vocab_size": vocab_size, "min_frequency": min_frequency,
-                    "lowercase": lowercase, "mask_numbers": mask_numbers}  # fmt: skip
+        settings = {
+            "kind": kind,
+            "vocab_size": vocab_size,
+            "min_frequency": min_frequency,
+            "lowercase": lowercase,
+            "mask_numbers": mask_numbers,
+        }
 
         def tokenizer_for(texts: list[str]) -> TextTokenizer:
             def train() -> str:

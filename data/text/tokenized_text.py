@@ -43,6 +43,21 @@ class TokenizedText:
         return TokenizedText.from_lists([self[int(i)] for i in indices])
 
 
+@dataclass(frozen=True)
+class TokenizedPairs:
+    """Sentence i of the source belongs to sentence i of the target."""
+
+    source: TokenizedText
+    target: TokenizedText
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def select(self, indices: Sequence[int]) -> "TokenizedPairs":
+        """The pairs of these numbers, in their order."""
+        return TokenizedPairs(self.source.select(indices), self.target.select(indices))
+
+
 def cached_tokens(key: str, build: Callable[[], Sequence[Sequence[int]]]) -> TokenizedText:
     """The sentences stored under `key`, built and stored on the first call."""
 

@@ -9,6 +9,7 @@ from data.images.augmentation import Augmentation, Augmenter
 from data.images.epoch_order import plan_epoch
 from data.seeding import LARGEST, Stream, seed_global_generators, seeded_generator, seeded_rng
 from data.text.batching import BatchPlanner
+from data.text.tokenized_text import TokenizedPairs, TokenizedText
 
 CPU = torch.device("cpu")
 STREAM = Stream.BOUND
@@ -93,8 +94,8 @@ def test_the_orders_of_text_and_images_and_their_augmentation_use_the_table(monk
         "data.seeding.np.random.SeedSequence",
         lambda seed, spawn_key: used.append((Stream(spawn_key[0]), seed, *spawn_key[1:])) or genuine(seed),
     )
-    lengths = np.arange(1, 9)
-    BatchPlanner(lengths, lengths, max_tokens=20, seed=3).plan_epoch(2)
+    text = TokenizedText.from_lists([[9] * n for n in range(1, 9)])
+    BatchPlanner(TokenizedPairs(text, text), max_tokens=20, seed=3).plan_epoch(2)
     plan_epoch(8, 4, seed=3, epoch=2, device=CPU)
     mean = torch.zeros(3)
     Augmenter(torch.zeros(8, 3, 4, 4, dtype=torch.uint8), Augmentation(), mean, mean + 1, seed=3).draw(2)

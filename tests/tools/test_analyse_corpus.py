@@ -11,7 +11,7 @@ import pytest
 
 import train_translation
 from data.errors import DataError
-from data.text.corpus import load_splits
+from data.text.corpus import load_text_splits
 from data.text.parallel_files import read_parallel_files
 from tools import analyse_corpus
 from tools.analyse_corpus import Config, corpus_name, main, report, track
@@ -59,7 +59,7 @@ def test_the_report_is_printed_and_written_with_numbers_and_figures(written):
 def test_the_numbers_are_those_of_a_plain_count(written, corpus):
     output_dir, _ = written
     numbers = json.loads((output_dir / "report.json").read_text(encoding="utf-8"))
-    splits = load_splits("", "", ("de", "en"), train_files=corpus)
+    splits = load_text_splits("", "", ("de", "en"), train_files=corpus)
     assert numbers["languages"] == ["de", "en"] and numbers["loaded"] == splits.counts
     sizes = {(row["split"], row["language"]): row for row in numbers["sizes"]}
     for split, name in (("train", "training"), ("valid", "validation"), ("test", "test")):
@@ -95,7 +95,7 @@ def test_the_recommended_settings_are_those_of_the_text_and_train_so(written, co
         f"{row['language']} {row['tokens']}" for row in numbers["sizes"] if row["split"] == "validation"
     )
     assert f"Uncertain: validation has but few tokens ({few})" in finished.stdout
-    splits = load_splits("", "", ("de", "en"), train_files=corpus)
+    splits = load_text_splits("", "", ("de", "en"), train_files=corpus)
     trained = train_translation.TranslationCorpus(splits, kind="word", lowercase=False, joint=False, **flags)
     assert max(t.vocab_size for t in trained.tokenizers.values()) == recommended["vocab_size"]
     assert (recommended["max_len"], trained.n_too_long) == (13, 1)  # 12 words and the end mark, but not 20

@@ -5,10 +5,10 @@ import pytest
 import sacrebleu
 
 from training import translation_scores
+from training.metrics import prefixed
 from training.translation_scores import (
     Translations,
     is_better,
-    numbers,
     report_translations,
     score_translations,
     scores_without_near_duplicates,
@@ -57,7 +57,7 @@ def test_the_scores_are_those_of_sacrebleu():
     assert found["chrf"] == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
     assert found["n_sentences"] == 3 and "case:mixed" in found["bleu_signature"]
     assert score_translations(REFERENCES, REFERENCES)["bleu"] == pytest.approx(100)
-    assert set(numbers(found, "valid")) == {
+    assert set(prefixed("valid", found)) == {
         "valid/bleu",
         "valid/brevity_penalty",
         "valid/chrf",
@@ -91,7 +91,7 @@ def test_a_report_is_logged_printed_written_and_returned(tmp_path, main):
     metrics = {"nll": 1.5, **score_translations(HYPOTHESES, REFERENCES), **near}
     found = report_translations(run, "test_extra", metrics, translations, step=7, epoch=2)
     assert found == {f"test_extra/{name}": value for name, value in metrics.items()}
-    assert run.logged == [(numbers(metrics, "test_extra"), 7, 2)]
+    assert run.logged == [(prefixed("test_extra", metrics), 7, 2)]
     shown = run.printed[-1]
     assert f"test_extra BLEU {metrics['bleu']:.2f}" in shown and "3 test_extra sentences" in shown
     assert "33.3%" in shown and "BLEU 12.35 on the other 2" in shown and "lower case" not in shown

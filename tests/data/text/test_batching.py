@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from data.errors import DataError
-from data.text.batching import BatchPlanner, Shape, collate, make_buckets
-from data.text.corpus import TranslationCorpus, load_splits
+from data.text.batching import BatchPlanner, PairBatch, Shape, Update, make_buckets
+from data.text.corpus import TranslationCorpus, load_text_splits
 from data.text.tokenization import BOS_ID, EOS_ID, PAD_ID
-from data.text.tokenized_text import TokenizedText
+from data.text.tokenized_text import TokenizedPairs, TokenizedText
 
 
 def some_lengths(n: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -19,15 +19,22 @@ def some_lengths(n: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(source, 60), np.minimum(target, 60)
 
 
+def pairs_of(source_lengths: np.ndarray, target_lengths: np.ndarray) -> TokenizedPairs:
+    """Pairs of sentences that have so many tokens."""
+    return TokenizedPairs(
+        *(TokenizedText.from_lists([[9] * n for n in lengths]) for lengths in (source_lengths, target_lengths))
+    )
+
+
 @pytest.mark.parametrize("batching", ["bucketed", "sorted", "padded"])
 @pytest.mark.parametrize("n_parts", [1, 2, 3, 8])
 @pytest.mark.parametrize("n", [1, 5, 3000])
 def test_each_sentence_counts_exactly_once_an_epoch(batching, n_parts, n):
-    planner = BatchPlanner(*some_lengths(n), 512, n_parts, batching, seed=1)
+    planner = BatchPlanner(pairs_of(*some_lengths(n)), 512, n_parts, batching, seed=1)
     for epoch in (0, 1):
         counted = []
         for update in planner.plan_epoch(epoch):
-            parts = update.micro_batches(n_parts)
+            parts = [update.share(part, n_parts) for part in range(n_parts)]
             assert len(parts) == n_parts and len({len(sentences) for sentences, _ in parts}) == 1
             assert len(parts[0][0]) > 0  # every process has work
             counted += [s for sentences, count in parts for s in sentences[:count]]
@@ -38,18 +45,20 @@ def test_each_sentence_counts_exactly_once_an_epoch(batching, n_parts, n):
 @pytest.mark.parametrize("n_parts", [1, 2, 3])
 def test_the_budget_counts_padding_and_holds_for_each_process(batching, n_parts):
     source, target = some_lengths()
-    planner = BatchPlanner(source, target, 512, n_parts, batching)
+    planner = BatchPlanner(pairs_of(source, target), 512, n_parts, batching)
     for update in planner.plan_epoch(0):
         assert update.shape.source >= source[update.sentences].max() + 1  # + EOS
         assert update.shape.target >= target[update.sentences].max() + 1
         assert update.target_tokens == target[update.sentences].sum() + len(update.sentences)
-        rows = len(update.micro_batches(n_parts)[0][0])
+        rows = len(update.share(0, n_parts)[0])
         assert rows * update.shape.cost <= 512 + (update.shape.cost if len(update.sentences) % n_parts else 0)
 
 
 def test_the_same_updates_for_accumulation_processes_and_a_doubled_budget():
     lengths = some_lengths()
-    plans = [BatchPlanner(*lengths, budget, parts, seed=4) for budget, parts in ((512, 2), (1024, 1), (256, 4))]
+    plans = [
+        BatchPlanner(pairs_of(*lengths), budget, parts, seed=4) for budget, parts in ((512, 2), (1024, 1), (256, 4))
+    ]
     for epoch in (0, 3):
         first, *others = [planner.plan_epoch(epoch) for planner in plans]
         for other in others:
@@ -63,7 +72,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     lengths = some_lengths()
 
     def order(seed, epoch):
-        updates = BatchPlanner(*lengths, 512, seed=seed).plan_epoch(epoch)
+        updates = BatchPlanner(pairs_of(*lengths), 512, seed=seed).plan_epoch(epoch)
         return np.concatenate([u.sentences for u in updates]).tolist()
 
     assert order(0, 2) == order(0, 2)
@@ -72,7 +81,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 
 
 def test_bucketed_epochs_have_the_same_few_shapes():
-    planner = BatchPlanner(*some_lengths(20_000), 2048)
+    planner = BatchPlanner(pairs_of(*some_lengths(20_000)), 2048)
     shapes = [
         sorted((len(u.sentences), u.shape.source, u.shape.target) for u in planner.plan_epoch(e)) for e in (0, 1)
     ]
@@ -87,7 +96,7 @@ def test_padding_shrinks_from_padded_to_bucketed_and_is_counted_right():
     lengths = some_lengths(20_000)
     shares = {}
     for batching in ("padded", "sorted", "bucketed"):
-        planner = BatchPlanner(*lengths, 2048, batching=batching)
+        planner = BatchPlanner(pairs_of(*lengths), 2048, batching=batching)
         updates = planner.plan_epoch(0)
         cells = sum(len(u.sentences) * (u.shape.source + u.shape.target) for u in updates)
         real = sum(int(x.sum()) + len(x) for x in lengths)
@@ -97,7 +106,7 @@ def test_padding_shrinks_from_padded_to_bucketed_and_is_counted_right():
 
 
 def test_rows_that_fill_a_part_count_as_padding():
-    planner = BatchPlanner(np.array([3, 3, 3]), np.array([3, 3, 3]), 4, n_parts=2)
+    planner = BatchPlanner(pairs_of([3, 3, 3], [3, 3, 3]), 4, n_parts=2)
     assert planner.padding_share(planner.plan_epoch(0)) == pytest.approx(1 / 4)  # four rows for three sentences
 
 
@@ -116,16 +125,18 @@ def test_buckets_hold_their_sentences_and_splitting_saves_what_it_claims():
 
 def test_a_budget_below_the_longest_sentence_is_refused():
     with pytest.raises(DataError, match=r"--max_tokens 20 .*21 tokens.*--max_len"):
-        BatchPlanner(np.array([5, 20]), np.array([5, 7]), 20)
-    assert len(BatchPlanner(np.array([5, 20]), np.array([5, 7]), 21).plan_epoch(0)) > 0
+        BatchPlanner(pairs_of([5, 20], [5, 7]), 20)
+    assert len(BatchPlanner(pairs_of([5, 20], [5, 7]), 21).plan_epoch(0)) > 0
     with pytest.raises(DataError, match="no sentence pair"):
-        BatchPlanner(np.array([], dtype=int), np.array([], dtype=int), 100)
+        BatchPlanner(pairs_of([], []), 100)
 
 
-def test_collate_moves_the_target_on_by_one_and_masks_uncounted_rows():
+def test_a_micro_batch_moves_the_target_on_by_one_and_masks_uncounted_rows():
     source = TokenizedText.from_lists([[5, 6, 7], [8], [9, 9]])
     target = TokenizedText.from_lists([[15, 16], [17, 18, 19], []])
-    batch = collate(source, target, np.array([0, 1, 2, 0]), Shape(5, 4), 3, torch.device("cpu"))
+    update = Update(TokenizedPairs(source, target), np.array([0, 1, 2]), Shape(5, 4), target_tokens=8)
+    parts = [update.micro_batch(part, 2, torch.device("cpu")) for part in range(2)]
+    batch = PairBatch(*(torch.cat(sides) for sides in zip(*parts, strict=True)))
     p, b, e = PAD_ID, BOS_ID, EOS_ID
     assert batch.source.tolist() == [[5, 6, 7, e, p], [8, e, p, p, p], [9, 9, e, p, p], [5, 6, 7, e, p]]
     assert batch.target.tolist() == [[b, 15, 16, p], [b, 17, 18, 19], [b, p, p, p], [b, 15, 16, p]]
@@ -133,7 +144,7 @@ def test_collate_moves_the_target_on_by_one_and_masks_uncounted_rows():
 
 
 EUROPARL = [
-    Path(__file__).parents[3] / "shared" / "data" / "text" / f"europarl7_short_lc.en-it.{side}.gz"
+    Path(__file__).parents[4] / "shared" / "data" / "text" / f"europarl7_short_lc.en-it.{side}.gz"
     for side in ("en", "it")
 ]
 
@@ -141,21 +152,20 @@ EUROPARL = [
 @pytest.mark.skipif(not EUROPARL[0].exists(), reason="the Europarl files are not at hand")
 @pytest.mark.parametrize("max_tokens", [1536, 4096])
 def test_bucketed_padding_stays_under_8_percent_on_europarl(max_tokens):
-    splits = load_splits("files", "", ("en", "it"), train_files=[str(path) for path in EUROPARL])
+    splits = load_text_splits("files", "", ("en", "it"), train_files=[str(path) for path in EUROPARL])
     corpus = TranslationCorpus(
         splits, kind="bpe", vocab_size=8000, min_frequency=1, lowercase=False, joint=True, max_len=128
     )
-    lengths = corpus.train.source.lengths, corpus.train.target.lengths
     for n_parts in (1, 4):
-        planner = BatchPlanner(*lengths, max_tokens, n_parts)
+        planner = BatchPlanner(corpus.train, max_tokens, n_parts)
         assert planner.padding_share(planner.plan_epoch(0)) < 0.08
 
 
 def test_what_is_longer_than_the_budget_makes_an_update_by_itself_and_widens_no_other():
     lengths = np.array([5, 3, 500, 4, 6, 2, 300, 7])
     with pytest.raises(DataError, match="longest training sentence"):
-        BatchPlanner(lengths, lengths, 32, batching="sorted")
-    updates = BatchPlanner(lengths, lengths, 32, batching="sorted", allow_longer=True).plan_epoch(0)
+        BatchPlanner(pairs_of(lengths, lengths), 32, batching="sorted")
+    updates = BatchPlanner(pairs_of(lengths, lengths), 32, batching="sorted", allow_longer=True).plan_epoch(0)
     assert sorted(i for update in updates for i in update.sentences) == list(range(8))
     for update in updates:
         assert len(update.sentences) == 1 or len(update.sentences) * update.shape.cost <= 32

@@ -12,7 +12,7 @@ from data.errors import DataError
 from data.text.bpe_dropout import BPEDropout
 from data.text.tokenization import UNK_ID, TextTokenizer
 
-EUROPARL = Path(__file__).parents[3] / "shared" / "data" / "text" / "europarl7_short_lc.en-it.it.gz"
+EUROPARL = Path(__file__).parents[4] / "shared" / "data" / "text" / "europarl7_short_lc.en-it.it.gz"
 
 TEXTS = [
     f"{article} {noun} {verb}, {adverb}!"

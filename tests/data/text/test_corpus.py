@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.errors import DataError
-from data.text.corpus import CorpusSplits, TranslationCorpus, load_splits
+from data.text.corpus import CorpusSplits, TranslationCorpus, load_text_splits
 from data.text.parallel_text import ParallelText
 from data.text.tokenization import MAX_WORD
 
@@ -30,7 +30,7 @@ def some_text(n: int = 400) -> ParallelText:
 
 
 def test_the_phrasebook_needs_no_files():
-    splits = load_splits("phrasebook", "", ("en", "it"))
+    splits = load_text_splits("phrasebook", "", ("en", "it"))
     assert len(splits.train) > 20_000 and len(splits.valid) == len(splits.test) == 500
     for side in ("sources", "targets"):
         held_out = set(getattr(splits.valid, side)) | set(getattr(splits.test, side))
@@ -40,19 +40,21 @@ def test_the_phrasebook_needs_no_files():
 def test_own_files_are_split_by_hash_unless_held_out_files_are_given(tmp_path):
     text = some_text()
     files = (write(tmp_path / "a.en.gz", text.sources), write(tmp_path / "a.it", text.targets))
-    splits = load_splits("none", "", ("en", "it"), train_files=files, valid_fraction=0.1, test_fraction=0.1)
+    splits = load_text_splits("none", "", ("en", "it"), train_files=files, valid_fraction=0.1, test_fraction=0.1)
     assert len(splits.train) + len(splits.valid) + len(splits.test) == 400
     held_out = (
         write(tmp_path / "v.en", ["Hello!", "", "Bye."]),
         write(tmp_path / "v.it", ["Ciao!", "x", "Addio."]),
     )
-    splits = load_splits("none", "", ("en", "it"), train_files=files, valid_files=held_out, test_files=held_out)
+    splits = load_text_splits(
+        "none", "", ("en", "it"), train_files=files, valid_files=held_out, test_files=held_out
+    )
     assert splits.test.sources == ["Hello!", "Bye."] and len(splits.train) == 400
     taken = (
         write(tmp_path / "t.en", [text.sources[7].title() + "!", "Bye."]),
         write(tmp_path / "t.it", ["Ciao!", text.targets[9]]),
     )
-    splits = load_splits("none", "", ("en", "it"), train_files=files, valid_files=held_out, test_files=taken)
+    splits = load_text_splits("none", "", ("en", "it"), train_files=files, valid_files=held_out, test_files=taken)
     assert len(splits.train) == 398 and splits.counts["in_heldout_files"] == 2
     assert text.sources[7] not in splits.train.sources and text.targets[9] not in splits.train.targets
 
@@ -65,8 +67,8 @@ def test_a_further_test_set_stands_beside_the_other_and_leaves_training(tmp_path
         write(tmp_path / "x.it", ["Ciao!", "x", "Addio."]),
     )
     options = {"train_files": files, "valid_fraction": 0.1, "test_fraction": 0.1}
-    without = load_splits("none", "", ("en", "it"), **options)
-    splits = load_splits("none", "", ("en", "it"), **options, extra_test_files=extra)
+    without = load_text_splits("none", "", ("en", "it"), **options)
+    splits = load_text_splits("none", "", ("en", "it"), **options, extra_test_files=extra)
     assert without.test_extra is None and splits.test == without.test
     assert splits.test_extra == ParallelText([text.sources[7], "Bye."], ["Ciao!", "Addio."])
     assert text.sources[7] not in splits.train.sources and splits.counts["test_extra"] == 2
@@ -74,12 +76,12 @@ def test_a_further_test_set_stands_beside_the_other_and_leaves_training(tmp_path
     assert len(corpus.test_extra) == 2 and TranslationCorpus(without, **SETTINGS).test_extra is None
     empty = (write(tmp_path / "e.en", [""]), write(tmp_path / "e.it", ["x"]))
     with pytest.raises(DataError, match=r"e\.en and .*e\.it: no pair"):
-        load_splits("none", "", ("en", "it"), **options, extra_test_files=empty)
+        load_text_splits("none", "", ("en", "it"), **options, extra_test_files=empty)
 
 
 def test_the_phrasebook_takes_no_held_out_files(tmp_path):
     with pytest.raises(DataError, match="splits of its own"):
-        load_splits("phrasebook", "", ("en", "it"), extra_test_files=("a", "b"))
+        load_text_splits("phrasebook", "", ("en", "it"), extra_test_files=("a", "b"))
 
 
 def test_the_revision_reaches_the_hub(monkeypatch):
@@ -90,7 +92,7 @@ def test_the_revision_reaches_the_hub(monkeypatch):
         return some_text()
 
     monkeypatch.setattr("data.text.corpus.load_hub_pairs", load)
-    load_splits("x/y", "de-en", ("de", "en"), dataset_revision="refs/convert/parquet", test_fraction=0.1)
+    load_text_splits("x/y", "de-en", ("de", "en"), dataset_revision="refs/convert/parquet", test_fraction=0.1)
     assert asked == [("x/y", "de-en", ("de", "en"), None, "refs/convert/parquet")]
 
 
@@ -106,7 +108,7 @@ def test_masked_numbers_are_in_both_tokenizers():
 def test_an_empty_split_is_refused(tmp_path):
     files = (write(tmp_path / "a", [""] * 3), write(tmp_path / "b", ["x"] * 3))
     with pytest.raises(DataError):
-        load_splits("none", "", ("en", "it"), train_files=files)
+        load_text_splits("none", "", ("en", "it"), train_files=files)
 
 
 def english_chinese(n: int = 300) -> ParallelText:
@@ -124,11 +126,11 @@ def as_files(tmp_path, text, name="c"):
 def test_a_pair_of_scripts_of_other_lengths_is_kept_and_its_ratio_said(tmp_path):
     text = english_chinese()
     options = {"train_files": as_files(tmp_path, text), "valid_fraction": 0.1, "test_fraction": 0.1}
-    splits = load_splits("none", "", ("en", "zh"), **options)
+    splits = load_text_splits("none", "", ("en", "zh"), **options)
     assert splits.counts["kept"] == 300 and splits.counts["length_ratio"] == 0
     (note,) = splits.notes
     assert "a target usually has 0.2" in note and "--max_length_ratio" in note
-    assert load_splits("none", "", ("en", "zh"), **options, max_length_ratio=6).notes == ()
+    assert load_text_splits("none", "", ("en", "zh"), **options, max_length_ratio=6).notes == ()
 
 
 def test_a_filter_that_empties_the_corpus_is_named(tmp_path):
@@ -136,31 +138,33 @@ def test_a_filter_that_empties_the_corpus_is_named(tmp_path):
     text = ParallelText([*text.sources, ""], [*text.targets, "x"])
     files = as_files(tmp_path, text)
     with pytest.raises(DataError) as error:
-        load_splits("none", "", ("en", "zh"), train_files=files, max_length_ratio=2)
+        load_text_splits("none", "", ("en", "zh"), train_files=files, max_length_ratio=2)
     assert "all 301 pairs were dropped: length ratio 300, empty 1; raise --max_length_ratio above 2" in str(
         error.value
     )
     empty = ParallelText(["", "x"], ["x", " "])
     with pytest.raises(DataError, match="all 2 pairs were dropped: empty 2; give text with both sides"):
-        load_splits("none", "", ("en", "zh"), train_files=as_files(tmp_path, empty, "e"))
+        load_text_splits("none", "", ("en", "zh"), train_files=as_files(tmp_path, empty, "e"))
     options = {"train_files": files, "valid_files": files, "test_files": files}
     with pytest.raises(DataError, match=r"no training pair is left of 301 .*in heldout files 300"):
-        load_splits("none", "", ("en", "zh"), **options)
+        load_text_splits("none", "", ("en", "zh"), **options)
 
 
 def test_a_filter_that_drops_many_is_worth_a_warning(tmp_path):
     text = some_text()
     long = ParallelText([*text.sources, *(f"short {i}" for i in range(20))], [*text.targets, *["long " * 20] * 20])
     options = {"valid_fraction": 0.1, "test_fraction": 0.1}
-    notes = load_splits("none", "", ("en", "it"), train_files=as_files(tmp_path, long), **options).notes
+    notes = load_text_splits("none", "", ("en", "it"), train_files=as_files(tmp_path, long), **options).notes
     assert len(notes) == 1 and "20 of 420 pairs (4.8%)" in notes[0] and "above 3 " in notes[0]
-    assert load_splits("none", "", ("en", "it"), train_files=as_files(tmp_path, text), **options).notes == ()
+    assert load_text_splits("none", "", ("en", "it"), train_files=as_files(tmp_path, text), **options).notes == ()
 
 
 @pytest.mark.parametrize("ratio", [-1, 0.5, float("nan"), float("inf")])
 def test_an_impossible_length_ratio(tmp_path, ratio):
     with pytest.raises(DataError, match="--max_length_ratio"):
-        load_splits("none", "", ("en", "it"), train_files=as_files(tmp_path, some_text()), max_length_ratio=ratio)
+        load_text_splits(
+            "none", "", ("en", "it"), train_files=as_files(tmp_path, some_text()), max_length_ratio=ratio
+        )
 
 
 def test_held_out_files_are_brought_to_the_form_of_training_text(tmp_path):
@@ -169,7 +173,7 @@ def test_held_out_files_are_brought_to_the_form_of_training_text(tmp_path):
     )
     given = as_files(tmp_path, heldout, "h")
     files = as_files(tmp_path, some_text())
-    splits = load_splits(
+    splits = load_text_splits(
         "none", "", ("de", "it"), train_files=files, valid_files=given, test_files=given, extra_test_files=given
     )
     expected = ParallelText(["Wo ist er?", "zwei Teile"], ["Perché no?", "due parti"])
@@ -180,13 +184,13 @@ def test_lower_case_holds_for_all_text_and_leaves_the_splits_as_they_are(tmp_pat
     text = some_text()
     text = ParallelText([s.title() for s in text.sources], ["İI " + t for t in text.targets])
     options = {"train_files": as_files(tmp_path, text), "valid_fraction": 0.1, "test_fraction": 0.1}
-    cased, lower = (load_splits("none", "", ("en", "it"), **options, lowercase=flag) for flag in (False, True))
+    cased, lower = (load_text_splits("none", "", ("en", "it"), **options, lowercase=flag) for flag in (False, True))
     for name in ("train", "valid", "test"):
         before, after = getattr(cased, name), getattr(lower, name)
         assert after.sources == [s.lower() for s in before.sources] and after.targets[0].startswith("i\u0307i ")
         assert len(after) == len(before)
     assert lower.counts == cased.counts
-    phrasebook = load_splits("phrasebook", "", ("en", "it"), lowercase=True)
+    phrasebook = load_text_splits("phrasebook", "", ("en", "it"), lowercase=True)
     assert phrasebook.test.targets[0].islower()
 
 

@@ -24,7 +24,7 @@ from data.text.tokenization import (
     _with_long_words_cut,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EUROPARL = ROOT.parent / "shared" / "data" / "text" / "europarl7_short_lc.en-it.en.gz"
 
 KINDS = ("bpe", "unigram", "word")
@@ -139,7 +139,7 @@ def test_training_is_deterministic_across_processes():
     program = (
         "import hashlib\n"
         "from data.text.tokenization import TextTokenizer\n"
-        "from tests.data.test_tokenization import CORPUS\n"
+        "from tests.data.text.test_tokenization import CORPUS\n"
         "print([hashlib.sha256(TextTokenizer.train(CORPUS, kind, 200).to_json().encode()).hexdigest()\n"
         "       for kind in ('bpe', 'unigram', 'word')])\n"
     )
