@@ -81,7 +81,9 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
 
     torch.set_num_threads(os.cpu_count() or 1)
     recipe = {"resnet": "resnet", "ultimus": "ultimus", "speednet": "speedrun"}[config.model]
-    settings = replace(script.RECIPES[recipe][1], data_dir=config.data_dir, crop_padding=4, flip="random")
+    settings = replace(
+        script.RECIPES[recipe][1], data_dir=config.data_dir, valid_fraction=0, crop_padding=4, flip="random"
+    )
     if not config.data_dir:
         settings = replace(settings, dataset="shapes")
     accelerator = open_accelerator()
@@ -102,7 +104,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     else:  # the augmenter hands out channels_last images
         batch_of = augmenter.batch
         augmenter.batch = lambda ids: batch_of(ids).contiguous()
-    optimizer = script.build_optimizer(model, settings, fp16=accelerator.mixed_precision == "fp16")
+    optimizer = script.build_optimizer(model, settings, accelerator.mixed_precision)
     if variant.get("compile"):
         model.compile()
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -121,7 +123,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         started, n_images, done = time.perf_counter(), 0, 0
         while time.perf_counter() - started < seconds or done < 2:
             ids = next(stream)
-            script.train_update(accelerator, model, optimizer, augmenter, labels, ids, settings, 1e-3)
+            script.train_update(accelerator, model, optimizer, augmenter, labels, settings, ids, done, 1e-3)
             n_images, done = n_images + len(ids), done + 1
             if done % 20 == 0:
                 synchronize()

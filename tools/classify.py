@@ -6,7 +6,6 @@ All that it needs is in the run's folder: the checkpoint brings weights, config,
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -23,12 +22,13 @@ from training.checkpoints import find_checkpoint, load_weights, read_state
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
 from training.ranges import BatchSize, PositiveInt
+from training.resuming import saved_settings
 
 
 class Classifier:
     """A trained net with its class names: `Classifier(run)(paths)` yields (class name, probability) lists.
 
-    `run` is a run folder (its newest checkpoint is taken) or one checkpoint. Raises UsageError if there is none.
+    `run` is a run folder (its best checkpoint is taken) or one checkpoint. Raises UsageError if there is none.
     """
 
     def __init__(self, run: str | Path, device: torch.device | None = None):
@@ -36,8 +36,7 @@ class Classifier:
         if not (checkpoint / "data.json").exists():
             raise UsageError(f"{checkpoint} is not of train_cifar.py: name the folder of one of its runs")
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        saved = read_state(checkpoint)["config"]
-        self.config = Config(**{f.name: saved[f.name] for f in fields(Config) if f.name in saved})
+        self.config = saved_settings(Config, read_state(checkpoint)["config"])
         described = json.loads((checkpoint / "data.json").read_text(encoding="utf-8"))
         self.class_names, self.image_size = described["class_names"], described["image_size"]
         self.mean, self.std = (torch.tensor(described[name], device=self.device) for name in ("mean", "std"))
