@@ -7,21 +7,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 from PIL import Image
-from run_folders import Killed, curve, final_weights, summary
+from run_folders import Killed, curve, edit_config, final_weights, summary
 from safetensors.torch import load_file
+from two_processes import on_processes
 
 import train_cifar
 from data.images.drawn_shapes import drawn_shapes
+from data.images.labelled import LabelledImages
 from train_cifar import RECIPES, build_model, build_optimizer, evaluate
+from training.checkpoints import list_checkpoints, step_of
 from training.cli import run_script
 from training.run_folder import claim_folder, release_folders
 
@@ -77,16 +79,18 @@ def launch(output_dir, *flags, config: str) -> subprocess.Popen:
 def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
     run = tmp_path / "run"
     assert train(run) == 0
-    found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "checkpoint-" not in str(p)}
+    found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
     figures = ("accuracy", "augmentations", "class_accuracy", "confusion_matrix", "data_statistics", "loss", "lr",
                "misclassified", "model_summary", "samples", "throughput")  # fmt: skip
-    assert found == {"config.json", "metrics.jsonl", "summary.json", *(f"figures/{name}.png" for name in figures)}
+    assert found >= {"config.json", "metrics.jsonl", "summary.json", *(f"figures/{name}.png" for name in figures)}
+    assert [step_of(path) for path in list_checkpoints(run)][-1] == 12
     values = summary(run)
     assert 0 <= values["test/accuracy"] <= 1 and math.isfinite(values["test/loss"])
     assert 0 <= values["test/accuracy_views"] <= 1 and values["views"] == "mirror"
     assert values["test/n_images"] == 205 and values["n_parameters"] == 25_882
     names = set().union(*curve(run))
     assert {"train/loss", "train/accuracy", "lr", "train/gradient_norm", "test/accuracy", "test/loss"} <= names
+    assert {"valid/accuracy", "valid/loss", "valid/n_images"} <= names and values["best/step"] in (10, 12)
     assert f"test accuracy {values['test/accuracy']:.2%} on 205 images" in capsys.readouterr().out
 
 
@@ -117,6 +121,67 @@ def test_the_demo_as_the_readme_launches_it_learns_the_shapes(tmp_path):
     assert {"confusion", "misclassified", "samples", "augmentations", "data", "model"} - pictures <= {
         "misclassified"
     }
+
+
+# --- validation and the test split
+
+
+def test_the_test_split_is_read_once_at_the_end_with_the_weights_that_validation_chose(
+    train, tmp_path, monkeypatch
+):
+    genuine, tested = train_cifar.evaluate, []
+
+    def worse_each_time(accelerator, model, split, *rest, **options):
+        metrics, probabilities = genuine(accelerator, model, split, *rest, **options)
+        if len(split) == 205:
+            tested.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+            return metrics, probabilities
+        assert not tested
+        worse_each_time.accuracy -= 0.1
+        return {**metrics, "accuracy": worse_each_time.accuracy}, probabilities
+
+    worse_each_time.accuracy = 1.0
+    monkeypatch.setattr(train_cifar, "evaluate", worse_each_time)
+    assert train(tmp_path, "--max_train_steps", "25", "--views", "one") == 0
+    validated = [line["step"] for line in curve(tmp_path) if "valid/accuracy" in line]
+    assert validated == [10, 20, 25]
+    assert [line["step"] for line in curve(tmp_path) if "test/accuracy" in line] == [25]
+    assert len(tested) == 1 and summary(tmp_path)["best/step"] == 10
+    chosen = load_file(tmp_path / "checkpoints" / "checkpoint-10" / "model.safetensors")
+    assert all(torch.equal(tested[0][name], chosen[name]) for name in chosen)
+
+
+def test_where_nothing_is_held_out_all_images_train_and_the_last_weights_are_tested(train, tmp_path, capsys):
+    flags = ("--valid_fraction", "0", "--max_train_steps", "25", "--checkpoints_total_limit", "0")
+    assert train(tmp_path, *flags) == 0
+    assert "1,000 training, 0 validation and 205 test images" in capsys.readouterr().out
+    assert not [name for line in curve(tmp_path) for name in line if name.startswith("valid/")]
+    assert [step_of(path) for path in list_checkpoints(tmp_path)] == [10, 20, 25]  # one an epoch, as with one
+    assert "best/step" not in summary(tmp_path)
+
+
+def test_a_signal_during_the_final_test_ends_the_run_at_once(train, tmp_path, monkeypatch):
+    genuine = train_cifar.evaluate
+
+    def asked_to_end(accelerator, model, split, *rest, **options):
+        if len(split) == 205:
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("went on")
+        return genuine(accelerator, model, split, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_cifar, "evaluate", asked_to_end)
+        assert train(tmp_path) == 143
+    assert not (tmp_path / "summary.json").exists() and list_checkpoints(tmp_path)[-1].name == "checkpoint-12"
+    assert train(tmp_path, "--resume", "latest") == 0
+    assert summary(tmp_path)["test/n_images"] == 205
+
+
+def test_a_run_of_before_there_was_a_validation_split_is_resumed_without(train, tmp_path):
+    assert train(tmp_path, "--valid_fraction", "0", "--max_train_steps", "4") == 0
+    edit_config(tmp_path / "checkpoints" / "checkpoint-4", lambda config: config.pop("valid_fraction"))
+    assert train(tmp_path, "--resume", "latest", "--max_train_steps", "8") == 0
+    assert json.loads((tmp_path / "config.json").read_text())["valid_fraction"] == 0
 
 
 # --- the run's folder
@@ -200,16 +265,16 @@ def test_a_resume_takes_the_runs_own_settings_and_names_what_is_given_anew(train
 
 def test_a_resume_in_the_middle_of_an_epoch_with_another_batch_size(train, tmp_path, monkeypatch, capsys):
     """It is refused; insisted on, the epoch shows each image once, and the epochs are as many as asked for."""
-    epochs = ("--epochs", "2", "--max_train_steps", "0", "--evaluate_every", "0")
+    epochs = ("--epochs", "2", "--max_train_steps", "0", "--validate_every", "0", "--valid_fraction", "0")
     assert train(tmp_path / "run", *epochs, "--max_train_steps", "4", "--checkpointing_steps", "4") == 0
     more = (*epochs, "--batch_size", "150", "--resume", "latest", "--log_every", "1")
     assert train(tmp_path / "run", *more) == 2
     assert "middle of an epoch" in capsys.readouterr().err
     genuine, shown = train_cifar.train_update, []
 
-    def noted(accelerator, model, optimizer, augmenter, labels, ids, *rest):
+    def noted(accelerator, model, optimizer, augmenter, labels, config, ids, step, lr):
         shown.extend(ids.tolist())
-        return genuine(accelerator, model, optimizer, augmenter, labels, ids, *rest)
+        return genuine(accelerator, model, optimizer, augmenter, labels, config, ids, step, lr)
 
     monkeypatch.setattr(train_cifar, "train_update", noted)
     assert train(tmp_path / "run", *more, "--resume_changes") == 0
@@ -267,6 +332,38 @@ def test_accumulation_trains_as_the_doubled_batch_where_there_is_no_norm(train, 
         torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=0, msg=name)
 
 
+@pytest.mark.slow
+def test_two_processes_train_as_accumulation_and_either_goes_on_where_the_other_stopped(train, tmp_path):
+    """To 1e-6, with random augmentation; where there is no norm, whose statistics are of what a pass shows."""
+    flags = ("--cutout", "4", "--brightness", "0.2", "--contrast", "0.2", "--flip", "random", "--crop_padding", "3",
+             "--optimizer", "sgd", "--lr", "0.05", "--max_grad_norm", "0.5", "--ema_decay", "0.9",
+             "--batch_size", "32", "--max_train_steps", "8", "--checkpointing_steps", "4",
+             "--checkpoints_total_limit", "0")  # fmt: skip
+    of_one = (*flags, "--gradient_accumulation_steps", "2")
+    data = drawn_shapes()  # the launched script's, whole
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_cifar, "drawn_shapes", lambda: data)
+        assert train(tmp_path / "one", *of_one) == 0
+        processes = [launch(tmp_path / "two", *flags, config="cpu_2proc")]
+        # Two processes go on from what one has saved: as many images an update, in other parts.
+        half_way = tmp_path / "one" / "checkpoints" / "checkpoint-4"
+        goes_on = ("--gradient_accumulation_steps", "1", "--resume", half_way)
+        processes.append(launch(tmp_path / "one-two", *flags, *goes_on, config="cpu_2proc"))
+        for process in processes:
+            _, err = process.communicate(timeout=300)
+            assert process.returncode == 0, err
+        # And one from what two have saved.
+        half_way = tmp_path / "two" / "checkpoints" / "checkpoint-4"
+        assert train(tmp_path / "two-one", *of_one, "--resume", half_way) == 0
+    expected = final_weights(tmp_path / "one")
+    for name in ("two", "one-two", "two-one"):
+        for key, tensor in final_weights(tmp_path / name).items():
+            torch.testing.assert_close(tensor, expected[key], atol=1e-6, rtol=0, msg=f"{name}: {key}")
+        for line, other in zip(curve(tmp_path / name)[-3:], curve(tmp_path / "one")[-3:], strict=True):
+            assert line == pytest.approx(other, abs=1e-5)
+    assert summary(tmp_path / "two")["num_processes"] == summary(tmp_path / "one-two")["num_processes"] == 2
+
+
 def test_a_signal_during_an_evaluation_is_waited_for_and_costs_nothing(train, tmp_path, monkeypatch):
     assert train(tmp_path / "whole") == 0
     genuine = train_cifar.evaluate
@@ -307,44 +404,32 @@ def test_two_processes_save_and_end_together_when_their_launcher_or_one_of_them_
     assert len(list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))) >= 1
 
 
-def evaluate_in_process(rank: int, n_processes: int, store: str, folder: Path) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n_processes),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}  # fmt: skip
-    torch.set_num_threads(1)
-    if n_processes > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n_processes)
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == n_processes
+def evaluate_10000(accelerator: Accelerator) -> tuple:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10))
     images = torch.randint(0, 256, (10_000, 3, 4, 4), dtype=torch.uint8)
-    labels = torch.randint(0, 10, (10_000,))
+    split = LabelledImages(images, torch.randint(0, 10, (10_000,)))
     mean, std = torch.full((3,), 127.5), torch.full((3,), 73.6)
-    metrics, probabilities = evaluate(accelerator, model, images, labels, mean, std, batch_size=512)
-    torch.save((metrics, probabilities), folder / f"{n_processes}-{rank}.pt")
-    if n_processes > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    config = replace(RECIPES["demo"][1], eval_batch_size=512)
+    return evaluate(accelerator, model, split, mean, std, config)
 
 
 @pytest.mark.slow
 def test_each_of_10000_images_counts_once_on_one_two_and_three_processes(tmp_path):
-    for n in (1, 2, 3):
-        mp.spawn(evaluate_in_process, (n, str(tmp_path / f"store{n}"), tmp_path), nprocs=n)
-    alone, probabilities = torch.load(tmp_path / "1-0.pt")
+    ((alone, probabilities),) = on_processes(1, evaluate_10000, tmp_path)
     assert alone["n_images"] == 10_000
-    for n, rank in ((2, 0), (2, 1), (3, 0), (3, 1), (3, 2)):
-        metrics, others = torch.load(tmp_path / f"{n}-{rank}.pt")
-        assert metrics["n_images"] == 10_000 and metrics["accuracy"] == alone["accuracy"]
-        torch.testing.assert_close(others, probabilities)
+    for n in (2, 3):
+        for metrics, others in on_processes(n, evaluate_10000, tmp_path):
+            assert metrics["n_images"] == 10_000 and metrics["accuracy"] == alone["accuracy"]
+            torch.testing.assert_close(others, probabilities)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_an_optimizer_has_every_trained_parameter_once(recipe, optimizer):
-    config = train_cifar.replace(RECIPES[recipe][1], optimizer=optimizer)
+    config = replace(RECIPES[recipe][1], optimizer=optimizer)
     model = build_model(config, 10)
-    held = [id(p) for group in build_optimizer(model, config, fp16=False).param_groups for p in group["params"]]
+    held = [id(p) for group in build_optimizer(model, config, "no").param_groups for p in group["params"]]
     assert len(held) == len(set(held))
     assert set(held) == {id(p) for p in model.parameters() if p.requires_grad}
 
@@ -385,7 +470,7 @@ def test_bf16_trains_close_to_fp32(train, tmp_path, monkeypatch):
 
 
 def test_a_run_that_diverges_says_so_and_exits_1(train, tmp_path, capsys):
-    code = train(tmp_path / "run", "--optimizer", "sgd", "--lr", "1e8", "--max_train_steps", "8")
+    code = train(tmp_path / "run", "--optimizer", "sgd", "--lr", "100", "--max_train_steps", "12")
     assert code == 1
     assert "not finite" in capsys.readouterr().err
     assert not (tmp_path / "run" / "summary.json").exists()

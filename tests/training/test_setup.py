@@ -1,0 +1,147 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+from two_processes import on_processes
+
+from models.batch_norm import ProcessBatchNorm2d
+from training.checkpoints import save_checkpoint
+from training.errors import UsageError
+from training.setup import is_sharded, prepare_training, weights_to_evaluate
+
+
+@dataclass(frozen=True)
+class Config:
+    ema_decay: float = 0.0
+    compile: bool = False
+    optimizer: str = "adamw"
+    resume_changes: bool = False
+    model: str = "net"
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+
+
+def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> torch.optim.Optimizer:
+    assert mixed_precision == "no"
+    return torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+def update(accelerator: Accelerator, model: nn.Module, optimizer, seed: int = 0) -> float:
+    images = torch.randn(6, 2, 5, 5, generator=torch.Generator().manual_seed(seed))
+    loss = model(images).square().mean()
+    accelerator.backward(loss)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def test_a_new_run_begins_at_step_0_and_trains_what_is_evaluated(fresh_accelerate):
+    accelerator, model = Accelerator(cpu=True), net()
+    before = model[0].weight.clone()
+    prepared, optimizer, ema, state = prepare_training(accelerator, model, build_optimizer, Config(), None)
+    assert ema is None and state == {"step": 0, "epoch": 0, "updates_in_epoch": 0}
+    evaluated = weights_to_evaluate(accelerator, prepared, ema)
+    update(accelerator, prepared, optimizer)
+    assert not torch.equal(evaluated[0].weight, before)
+
+
+def test_with_an_average_of_the_weights_that_is_evaluated(fresh_accelerate):
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, ema, _ = prepare_training(accelerator, net(), build_optimizer, Config(ema_decay=0.9), None)
+    evaluated = weights_to_evaluate(accelerator, model, ema)
+    assert evaluated is ema.module and torch.equal(evaluated[0].weight, net()[0].weight)
+    update(accelerator, model, optimizer)
+    assert torch.equal(evaluated[0].weight, net()[0].weight)  # until it is updated
+    assert not any(parameter.requires_grad for parameter in evaluated.parameters())
+
+
+def test_a_checkpoint_gives_weights_average_optimizer_and_state(fresh_accelerate, tmp_path):
+    config = Config(ema_decay=0.9)
+
+    def opened(checkpoint):
+        fresh_accelerate()
+        accelerator = Accelerator(cpu=True)
+        return accelerator, *prepare_training(accelerator, net(), build_optimizer, config, checkpoint)
+
+    accelerator, model, optimizer, ema, _ = opened(None)
+    for seed in range(3):
+        update(accelerator, model, optimizer, seed)
+        ema.update(model)
+    checkpoint = save_checkpoint(accelerator, model, tmp_path, {"step": 3, "epoch": 1}, ema=ema)
+    expected = [update(accelerator, model, optimizer, seed) for seed in (3, 4)]
+    averaged = ema.module[0].weight.clone()
+    accelerator, model, optimizer, ema, state = opened(checkpoint)
+    assert state == {"step": 3, "epoch": 1} and ema.n_averaged == 3
+    assert torch.equal(ema.module[0].weight, averaged)
+    assert [update(accelerator, model, optimizer, seed) for seed in (3, 4)] == expected
+
+
+def test_a_checkpoint_of_another_optimizer_or_model_is_refused(fresh_accelerate, tmp_path):
+    accelerator = Accelerator(cpu=True)
+    model, *_ = prepare_training(accelerator, net(), build_optimizer, Config(), None)
+    state = {"step": 3, "config": {"optimizer": "muon"}}
+    checkpoint = save_checkpoint(accelerator, model, tmp_path, state)
+    for other, config, said in (
+        (net(), Config(), "--optimizer muon"),
+        (net()[:1], Config(optimizer="muon"), "another model"),
+    ):
+        fresh_accelerate()
+        with pytest.raises(UsageError, match=said):
+            prepare_training(Accelerator(cpu=True), other, build_optimizer, config, checkpoint)
+    fresh_accelerate()
+    insists = Config(resume_changes=True)
+    *_, state = prepare_training(Accelerator(cpu=True), net(), build_optimizer, insists, checkpoint)
+    assert state["step"] == 3
+
+
+def test_compiling_is_asked_for_after_the_optimizer_has_its_parameters(fresh_accelerate, monkeypatch):
+    done = []
+    monkeypatch.setattr(
+        "training.setup.compile_model", lambda model, device, dynamic: done.append(("compiled", dynamic))
+    )
+
+    def noted(model, config, mixed_precision):
+        done.append("optimizer")
+        return build_optimizer(model, config, mixed_precision)
+
+    prepare_training(Accelerator(cpu=True), net(), noted, Config(compile=True), None, compile_dynamic=True)
+    assert done == ["optimizer", ("compiled", True)]
+    prepare_training(Accelerator(cpu=True), net(), noted, Config(), None)
+    assert done[2:] == ["optimizer"]
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_only_the_transformer_with_its_average_is_sharded(fresh_accelerate, monkeypatch, kind):
+    accelerator = Accelerator(cpu=True)
+    assert not is_sharded(accelerator)
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: kind))
+    assert is_sharded(accelerator)
+    for config, said in (
+        (Config(ema_decay=0.9), "only the Transformer can be sharded"),
+        (Config(model="transformer"), "--ema_decay"),
+        (Config(model="transformer", ema_decay=0.9, optimizer="muon"), "--optimizer adamw"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            prepare_training(accelerator, net(), build_optimizer, config, None)
+
+
+def of_two(accelerator: Accelerator) -> tuple:
+    """Batch norm of the average and of the trained model; running means and weights after an update."""
+    model, optimizer, ema, _ = prepare_training(accelerator, net(), build_optimizer, Config(ema_decay=0.9), None)
+    update(accelerator, model, optimizer, seed=accelerator.process_index)
+    bare = accelerator.unwrap_model(model)
+    kinds = type(ema.module[1]).__name__, type(bare[1]).__name__
+    return kinds, bare[1].running_mean, bare[0].weight.detach()
+
+
+def test_on_two_processes_batch_norm_is_of_both_and_the_optimizer_has_the_final_parameters(tmp_path):
+    (kinds, means, weight), (_, others_means, others_weight) = on_processes(2, of_two, tmp_path)
+    assert kinds == ("BatchNorm2d", ProcessBatchNorm2d.__name__)  # the average is of the plain model
+    assert torch.equal(means, others_means) and torch.equal(weight, others_weight)
+    assert not torch.equal(weight, net()[0].weight)
