@@ -254,7 +254,7 @@ def build_model(config: Config, n_classes: int) -> nn.Module:
 def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> Optimizer:
     """Every trained parameter in one group: filters and matrices, the last layer, and vectors (biases, norms)."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    head = model.classifier.weight
+    head = model.get_parameter("classifier.weight")
     filters = [p for p in trained if p.ndim > 1 and p is not head]
     vectors = [p for p in trained if p.ndim <= 1]
     groups = [
@@ -266,10 +266,9 @@ def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> O
         has_norms = config.model != "ultimus"
         groups[0] |= {"orthogonal": True, "momentum": 0.6, "keeps_norm": not has_norms}
         return Muon(groups, config.lr, config.momentum, dtype=product_dtype(mixed_precision))
-    options = {"lr": config.lr, "fused": fused(mixed_precision)}
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, betas=(config.momentum, 0.99), **options)
-    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=True, **options)
+        return torch.optim.AdamW(groups, config.lr, betas=(config.momentum, 0.99), fused=fused(mixed_precision))
+    return torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=True, fused=fused(mixed_precision))
 
 
 def learning_rate(config: Config, step: int, total_steps: int) -> float:
@@ -415,7 +414,7 @@ def main(config: Config) -> None:
     # --- model and optimizer, new or from a checkpoint
     check_side(config.model, train.images.shape[-1])
     model = build_within_memory(partial(build_model, config, len(splits.class_names)), device)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     if config.model != "resnet":
         model.init_whitening(normalise(train.images[:5000], mean, std))
     checkpoint = checkpoint_to_resume(config, files)
@@ -457,7 +456,7 @@ def main(config: Config) -> None:
     )
     loop.compile_ahead(optimizer, update)
     for ids in loop:
-        if loop.due("validate"):
+        if loop.due("validate") and valid:
             metrics, _ = evaluate(accelerator, evaluated, valid, mean, std, config)
             run.print(f"epoch {loop.epochs_done:g}: validation accuracy {metrics['accuracy']:.2%}")
             loop.log_validation(metrics, better_by("accuracy", "loss"))

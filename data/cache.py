@@ -19,6 +19,7 @@ import numpy as np
 from data.errors import DataError
 
 T = TypeVar("T")
+Built = TypeVar("Built")
 
 
 def cache_dir() -> Path:
@@ -91,7 +92,7 @@ def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def cached_text(key: str, build: Callable[[], str], parse: Callable[[str], T] = str) -> T:
+def cached_text(key: str, build: Callable[[], str], parse: Callable[[str], T]) -> T:
     """`parse` of the string stored under `key`, which is built and stored on the first call.
 
     A string for which `parse` raises an error is damaged, like one whose checksum differs.
@@ -120,7 +121,7 @@ def cached_arrays(
             return {name: arrays[name] for name in names}
 
     def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-        np.savez(path, **arrays)
+        np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub: any name might be `allow_pickle`
 
     return _cached(f"{key}.npz", read, build, write, lambda arrays: arrays)
 
@@ -128,9 +129,9 @@ def cached_arrays(
 def _cached(
     name: str,
     read: Callable[[Path], T],
-    build: Callable[[], object],
-    write: Callable[[Path, object], None],
-    finish: Callable[[object], T],
+    build: Callable[[], Built],
+    write: Callable[[Path, Built], None],
+    finish: Callable[[Built], T],
 ) -> T:
     """What `read` makes of the file `name` in the cache, or `finish` of what is built and written there."""
     try:

@@ -62,8 +62,8 @@ def write_result_figures(
     worst = wrong[confidence[wrong].argsort(descending=True)[:25]]
     if len(worst):
         titles = [
-            f"true: {class_names[labels[i]]}\npredicted: {class_names[predicted[i]]}, {confidence[i]:.0%}"
-            for i in worst
+            f"true: {class_names[int(labels[i])]}\npredicted: {class_names[int(predicted[i])]}, {confidence[i]:.0%}"
+            for i in worst.tolist()
         ]
         plot_image_grid(folder / "misclassified.png", images[worst], titles, n_columns=5,
                         title="The most confident mistakes on the test split")  # fmt: skip

@@ -168,7 +168,7 @@ def _mark(ax: Axes, recommended: int) -> None:
     ax.axvline(recommended, color="black", linestyle="--", linewidth=1, label=f"recommended: {recommended}")
 
 
-def _percent(share: float, _position: int) -> str:
+def _percent(share: float, _position: float) -> str:
     return f"{100 * share:.4g}%"
 
 

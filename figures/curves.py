@@ -136,8 +136,8 @@ def _plot_panel(curves: Mapping[str, Mapping[int, float]], step_of_epoch: Mappin
     ax.set_ylabel(", ".join(dict.fromkeys(metric(name).label for name in curves)))
     if all(name.endswith("_per_second") for name in curves):
         ax.set_ylim(bottom=0)  # a rate is judged against zero
-    ax.yaxis.get_major_formatter().set_powerlimits((-3, 5))
-    ax.xaxis.get_major_formatter().set_powerlimits((-3, 7))
+    ax.ticklabel_format(axis="y", scilimits=(-3, 5))
+    ax.ticklabel_format(axis="x", scilimits=(-3, 7))
     ax.set_xlabel("step (updates)")
     ax.grid(alpha=0.3)
     ax.legend()

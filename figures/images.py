@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -69,7 +69,8 @@ def plot_image_grid(
 
     # The texts are measured first, and the grid is laid out around them: nothing can overlap or be cut off.
     figure = new_figure(width=1, height=1)
-    small, large = {"fontsize": 8, "parse_math": False}, {"fontsize": 10, "parse_math": False}
+    small: dict[str, Any] = {"fontsize": 8, "parse_math": False}
+    large: dict[str, Any] = {"fontsize": 10, "parse_math": False}
     title_sizes = [_text_size(figure, text, small) for text in titles]
     column_sizes = [_text_size(figure, text, large) for text in column_labels]
     left = max((_text_size(figure, text, large)[0] for text in row_labels), default=0) + GAP
@@ -274,13 +275,13 @@ def plot_table(
     """
     lines = format_table(header, rows, align=align)
     figure = new_figure(width=1, height=1)
-    style = {"fontsize": 9, "family": "monospace", "parse_math": False}
+    style: dict[str, Any] = {"fontsize": 9, "family": "monospace", "parse_math": False}
     bold = style | {"weight": "bold"}
     sizes = [_text_size(figure, lines[0], bold), *(_text_size(figure, line, style) for line in lines[1:])]
     line_height = max(height for _, height in sizes) + 4
     width = max(width for width, _ in sizes)
     title = _wrap(title or "", max(40, width // 10))
-    title_style = {"fontsize": 10, "weight": "bold", "parse_math": False}
+    title_style: dict[str, Any] = {"fontsize": 10, "weight": "bold", "parse_math": False}
     title_width, title_height = _text_size(figure, title, title_style)
     top = GAP + title_height + GAP * bool(title)
     total_width = max(width, title_width) + 2 * GAP

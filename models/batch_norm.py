@@ -1,8 +1,12 @@
 """Batch norm over the images of all processes, so that several of them train as one would on the whole batch."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class ProcessBatchNorm2d(nn.BatchNorm2d):
@@ -10,6 +14,12 @@ class ProcessBatchNorm2d(nn.BatchNorm2d):
 
     For CPUs, where torch's SyncBatchNorm does not run. Processes may hold different numbers of images.
     """
+
+    # nn.BatchNorm2d can do without these, this class cannot.
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -30,7 +40,7 @@ class ProcessBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+def synchronize_batch_norm(model: M, device: torch.device) -> M:
     """Make every BatchNorm2d below `model` share its statistics among the processes; tensors and names stay."""
     if device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)

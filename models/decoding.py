@@ -8,12 +8,20 @@ neighbours.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
 LengthNormalization = Literal["power", "gnmt"]
+
+
+class DecoderState(Protocol):
+    """What a model keeps between two positions, with a row for each hypothesis."""
+
+    def with_beams(self, k: int) -> Self: ...
+
+    def select(self, rows: Tensor, same_sources: bool = False) -> Self: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,9 @@ def length_bounds(source: Tensor, pad_id: int) -> Tensor:
     return length_bound((source != pad_id).sum(1))
 
 
-def _next_log_probs(model, tokens: Tensor, state, special: SpecialTokens) -> tuple[Tensor, object]:
+def _next_log_probs(
+    model, tokens: Tensor, state: DecoderState, special: SpecialTokens
+) -> tuple[Tensor, DecoderState]:
     logits, state = model.decode_step(tokens, state)
     logits = logits.float()
     logits[:, special.pad] = -torch.inf

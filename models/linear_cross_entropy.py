@@ -19,8 +19,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, states, weight, labels, label_smoothing, ignore_index, needs_gradient):
         n_words = weight.shape[0]
         working_weight = weight.to(states.dtype)
-        states_grad = torch.zeros_like(states) if needs_gradient else None
-        weight_grad = torch.zeros_like(weight) if needs_gradient else None
+        gradients = (torch.zeros_like(states), torch.zeros_like(weight)) if needs_gradient else None
         smoothed = torch.zeros((), dtype=torch.float32, device=states.device)
         plain = torch.zeros_like(smoothed)
         rows = max(CHUNK_ELEMENTS.get(states.device.type, 1 << 24) // n_words, 16)
@@ -33,14 +32,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             uniform = -log_probs.mean(1, keepdim=True) * counted
             plain += nll.sum()
             smoothed += (1 - label_smoothing) * nll.sum() + label_smoothing * uniform.sum()
-            if needs_gradient:
+            if gradients is not None:
+                states_grad, weight_grad = gradients
                 gradient = log_probs.exp_().sub_(label_smoothing / n_words)
                 gradient.scatter_add_(1, label, torch.full_like(nll, label_smoothing - 1))
                 gradient = gradient.mul_(counted).to(states.dtype)
                 states_grad[chunk] = gradient @ working_weight
                 weight_grad += gradient.t() @ states[chunk]
-        if needs_gradient:
-            ctx.save_for_backward(states_grad, weight_grad)
+        if gradients is not None:
+            ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(plain)
         return smoothed, plain
 

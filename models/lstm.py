@@ -182,9 +182,10 @@ class Seq2SeqLSTM(nn.Module):
         self.decoder_layers = nn.ModuleList(initialise_lstm(nn.LSTM(n, h, batch_first=True)) for n in inputs)
         self.attention = DotProductAttention()
         self.asking_layer = 0 if early_attention else n_layers - 1
-        self.attentional_layer, width = nn.Identity(), 2 * h
-        if attentional_layer:
-            self.attentional_layer, width = nn.Sequential(nn.Linear(2 * h, h), nn.Tanh()), h
+        width = h if attentional_layer else 2 * h
+        self.attentional_layer = (
+            nn.Sequential(nn.Linear(2 * h, h), nn.Tanh()) if attentional_layer else nn.Identity()
+        )
         tied = tied_embeddings != "none"
         self.to_embedding = nn.Linear(width, e, bias=False) if tied and width != e else nn.Identity()
         self.output = None if tied else nn.Linear(width, target_vocab_size, bias=False)
@@ -224,7 +225,7 @@ class Seq2SeqLSTM(nn.Module):
         With input feeding, T must be 1.
         """
         x = self.dropout(self.target_embedding(tokens))
-        if self.input_feeding:
+        if state.fed is not None:
             x = torch.cat([x, state.fed], 2)
         layers, context = [], None
         for i, layer in enumerate(self.decoder_layers):
@@ -235,6 +236,7 @@ class Seq2SeqLSTM(nn.Module):
             if i == self.asking_layer:
                 queries = x.reshape(len(state.memory), -1, x.shape[2])  # the beams of a sentence ask together
                 context = self.attention(queries, state.memory, state.source_mask)[0].reshape(x.shape)
+        assert context is not None  # the asking layer is one of them
         x = self.dropout(self.attentional_layer(torch.cat([context, x], 2)))
         fed = x if self.input_feeding else None
         return self.to_embedding(x), DecoderState(state.source_mask, state.memory, layers, fed)
@@ -244,7 +246,7 @@ class Seq2SeqLSTM(nn.Module):
         # Drawn on the host: which rows take their own token is then known without waiting for the device.
         takes_own = torch.rand(target.shape[1], target.shape[0]) >= teacher_forcing_ratio
         takes_own[0] = False  # BOS
-        vectors = []
+        vectors: list[Tensor] = []
         for true_tokens, row_takes_own in zip(target.unbind(1), takes_own, strict=True):
             tokens = true_tokens
             rows = row_takes_own.nonzero()[:, 0].to(target.device)

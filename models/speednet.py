@@ -76,6 +76,7 @@ class SpeedNet(nn.Module):
         n_filters = 2 * in_channels * 2**2
         self.whiten = nn.Conv2d(in_channels, n_filters, 2)
         self.whiten.weight.requires_grad_(False)
+        assert self.whiten.bias is not None
         nn.init.zeros_(self.whiten.bias)
         channels = [n_filters, *widths]
         self.blocks = nn.Sequential(

@@ -6,9 +6,9 @@ nothing but padding would make every attention weight NaN.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -84,8 +84,9 @@ class FeedForward(nn.Sequential):
     """Two linear maps with a ReLU between: (.., D) -> (.., D)."""
 
     def __init__(self, d_model: int, d_ff: int, dropout: float):
-        super().__init__(nn.Linear(d_model, d_ff), nn.ReLU(), Dropout(dropout), nn.Linear(d_ff, d_model))
-        for layer in (self[0], self[3]):
+        wider, narrower = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
+        super().__init__(wider, nn.ReLU(), Dropout(dropout), narrower)
+        for layer in (wider, narrower):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -268,6 +269,9 @@ class Transformer(nn.Module):
         """The projection to the target vocabulary, (V, D)."""
         return self.target_embedding.weight if self.output is None else self.output.weight
 
+    def _decoder_layers(self) -> Sequence[DecoderLayer]:
+        return cast(Sequence[DecoderLayer], self.decoder_layers)  # nn.ModuleList forgets of what it is one
+
     def embed(self, table: nn.Embedding, tokens: Tensor, start: int = 0) -> Tensor:
         """Embed tokens (B, T) that stand at positions start, start + 1, ...: (B, T, D)."""
         end = start + tokens.shape[1]
@@ -323,8 +327,7 @@ class Transformer(nn.Module):
         memory = self.encode(source)
         memory_keys_values = past = None
         if use_cache:
-            layers = self.decoder_layers
-            memory_keys_values = [layer.cross_attention.keys_values(memory) for layer in layers]
+            memory_keys_values = [layer.cross_attention.keys_values(memory) for layer in self._decoder_layers()]
             past = [(k[:, :, :0], v[:, :, :0]) for k, v in memory_keys_values]
         return DecoderState(self.source_mask(source), memory, source[:, :0], memory_keys_values, past)
 
@@ -332,7 +335,7 @@ class Transformer(nn.Module):
         """Feed one token to each row: tokens (N,) -> logits of the next ones (N, V) and the new state."""
         position = state.prefix.shape[1]
         prefix = torch.cat([state.prefix, tokens[:, None]], dim=1)
-        if state.past is None:
+        if state.past is None or state.memory_keys_values is None:
             n_beams = len(prefix) // len(state.memory)
             memory, source_mask = (t.repeat_interleave(n_beams, 0) for t in (state.memory, state.source_mask))
             states = self.decode(prefix, memory, source_mask)[:, -1]
@@ -341,7 +344,7 @@ class Transformer(nn.Module):
             x = self.embed(self.target_embedding, tokens[:, None], start=position)
             past = []
             for layer, layer_past, keys_values in zip(
-                self.decoder_layers, state.past, state.memory_keys_values, strict=True
+                self._decoder_layers(), state.past, state.memory_keys_values, strict=True
             ):
                 x, present = layer.step(x, layer_past, keys_values, state.source_mask)
                 past.append(present)
@@ -354,7 +357,7 @@ class Transformer(nn.Module):
         """The last decoder layer's attention over the source: (B, H, T, S)."""
         memory, mask = self.encode(source), self.source_mask(source)
         weights = []
-        last = self.decoder_layers[-1].cross_attention
+        last = self._decoder_layers()[-1].cross_attention
         hook = last.register_forward_pre_hook(
             lambda module, args: weights.append(module.weights(args[0], memory, mask))
         )

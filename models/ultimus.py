@@ -74,6 +74,7 @@ class Ultimus(nn.Module):
         for module in self.features:
             if isinstance(module, nn.Conv2d):  # without norms, the scale must come from the start
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
     @torch.no_grad()
@@ -84,7 +85,7 @@ class Ultimus(nn.Module):
         """
         filters = whitening_filters(images, kernel_size=3)
         positive, negative = filters.chunk(2)
-        self.features[0].weight.copy_(torch.cat([positive[:8], negative[:8]]))
+        self.features.get_parameter("0.weight").copy_(torch.cat([positive[:8], negative[:8]]))
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.features(images)  # (B, 48)

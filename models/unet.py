@@ -6,7 +6,7 @@ size of the image, and have norms. Shape legend: B images, C channels, H height,
 """
 
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -67,13 +67,15 @@ def upsample_layer(upsampling: Upsampling, in_channels: int, out_channels: int) 
     is what draws checkerboards. Bilinear upsampling with a 3x3 convolution is Odena's other remedy.
     """
     if upsampling == "transposed":
-        layer = conv = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+        conv: nn.ConvTranspose2d | nn.Conv2d = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+        layer: nn.Module = conv
         fan_in = in_channels  # a pixel comes from one position; nn.init would take dimension 1 for the inputs
     else:
         conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         layer = nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), conv)
         fan_in = 9 * in_channels
     nn.init.normal_(conv.weight, std=fan_in**-0.5)  # no ReLU follows: gain 1
+    assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return layer
 
@@ -112,11 +114,14 @@ class UNet(nn.Module):
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"{name} of {number}: give 1 or more")
-        choices = [("downsampling", downsampling, Downsampling), ("upsampling", upsampling, Upsampling),
-                   ("norm", norm, Norm)]  # fmt: skip
+        choices = [
+            ("downsampling", downsampling, Downsampling),
+            ("upsampling", upsampling, Upsampling),
+            ("norm", norm, Norm),
+        ]
         for name, choice, kind in choices:
-            if choice not in kind.__args__:
-                raise ValueError(f"{name} {choice!r} is not one of {', '.join(kind.__args__)}")
+            if choice not in get_args(kind):
+                raise ValueError(f"{name} {choice!r} is not one of {', '.join(get_args(kind))}")
         if norm == "group" and width % N_GROUPS:
             raise ValueError(f"width {width} is not a multiple of {N_GROUPS}, the groups of group norm")
         if max_width and max_width < width:
@@ -141,6 +146,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(DoubleConv(2 * c, c, norm) for c in reversed(finer))
         self.head = nn.Conv2d(width, n_outputs, 1)
         nn.init.normal_(self.head.weight, std=1 / width)  # small logits: no pixel begins with a strong opinion
+        assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
 
     def padding(self, height: int, width: int) -> tuple[int, int, int, int]:

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar, get_type_hints
 
 import torch
 import tyro
@@ -23,7 +23,26 @@ from training.run_folder import DISK_ERRORS, cannot_write, owned_folder, release
 from training.signals import stop_signals
 from training.terminal import make_printing_safe
 
-C = TypeVar("C")
+
+class ScriptConfig(Protocol):
+    """What this file asks of a script's Config: a dataclass that knows its recipe."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
+
+    @property
+    def recipe(self) -> str: ...
+
+
+class ModelConfig(ScriptConfig, Protocol):
+    """A Config that chooses between models."""
+
+    @property
+    def model(self) -> str: ...
+
+
+C = TypeVar("C", bound=ScriptConfig)
+M = TypeVar("M", bound=ModelConfig)
+Flags = TypeVar("Flags")  # a dataclass of a tool
 
 # A file or folder: `~` is expanded, which no shell does in a sweep, a YAML or after `--output_dir=`.
 PathFlag = Annotated[
@@ -56,10 +75,10 @@ def parse_config(recipes: dict[str, tuple[str, C]], description: str, args: list
     return config
 
 
-class FieldGroups:
+class FieldGroups(Generic[C]):
     """A Config's fields in one dataclass a heading, which is how tyro shows them in groups."""
 
-    def __init__(self, config_class: type):
+    def __init__(self, config_class: type[C]):
         self.config_class = config_class
         hints = get_type_hints(config_class, include_extras=True)
         self._fields: dict[str, list[str]] = {}  # names of the fields by the name of their group
@@ -97,7 +116,7 @@ class FieldGroups:
         return self.config_class(**values)
 
 
-def parse_flags(kind: type[C], description: str, args: list[str] | None = None) -> C:
+def parse_flags(kind: type[Flags], description: str, args: list[str] | None = None) -> Flags:
     """Likewise for a tool: the dataclass `kind` that the flags ask for."""
     with _one_line_errors():
         flags = tyro.cli(kind, description=description, args=args, use_underscores=True)
@@ -118,7 +137,7 @@ def flags_given(config: C, recipes: dict[str, tuple[str, C]]) -> frozenset[str]:
 
 
 def refuse_options_of_other_models(
-    config: C, recipes: dict[str, tuple[str, C]], options: Mapping[str, Sequence[str]]
+    config: M, recipes: dict[str, tuple[str, M]], options: Mapping[str, Sequence[str]]
 ) -> None:
     """Raise UsageError where a flag was set that only a model other than `config.model` has.
 
@@ -176,9 +195,10 @@ def _parse_and_call(main: Callable[[C], None], recipes: dict[str, tuple[str, C]]
 
 
 def _run(main: Callable[[], None], user_errors: tuple[type[Exception], ...]) -> int:
+    told_in_a_line: tuple[type[Exception], ...] = (UsageError, TrainingDiverged, *user_errors)
     try:
         main()
-    except (UsageError, TrainingDiverged, *user_errors) as error:
+    except told_in_a_line as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 1 if isinstance(error, TrainingDiverged) else 2

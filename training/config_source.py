@@ -39,14 +39,15 @@ def _own_field_sources(config_class: type) -> dict[str, FieldSource]:
         if token.type == tokenize.COMMENT
     }
     (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.ClassDef)
     found: dict[str, FieldSource] = {}
     heading, last_line = "", 1
     for statement in definition.body:
         for line in range(last_line + 1, statement.lineno):
             if comments.get(line, "").startswith("--- "):
                 heading = comments[line].removeprefix("--- ")
-        last_line = statement.end_lineno
-        if isinstance(statement, ast.AnnAssign):
+        last_line = statement.end_lineno or statement.lineno
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             lines = range(statement.lineno, last_line + 1)
             help_text = " ".join(comments[line] for line in lines if line in comments)
             found[statement.target.id] = FieldSource(heading, help_text)

@@ -23,10 +23,10 @@ def row_of_each_example(
     batches = torch.arange(n_examples, device=device).split(batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     times_computed = torch.zeros(n_examples, device=device)
-    tables = None
+    tables: list[Tensor] = []
     for ids in mine or batches[:1]:  # a process without a batch computes one for the shapes, and counts nothing
         rows = compute(ids)
-        if tables is None:
+        if not tables:
             tables = [torch.zeros(n_examples, *part.shape[1:], dtype=part.dtype, device=device) for part in rows]
         if not mine:
             break
@@ -34,7 +34,7 @@ def row_of_each_example(
         for table, part in zip(tables, rows, strict=True):
             table[ids] = part
     # Each example has one row, filled by one process: the sums hold each once.
-    tables = tuple(sum_over_processes(accelerator, table) for table in tables)
+    whole = tuple(sum_over_processes(accelerator, table) for table in tables)
     if not bool((sum_over_processes(accelerator, times_computed) == 1).all()):
         raise RuntimeError("an example was evaluated more than once or never")
-    return tables
+    return whole

@@ -138,7 +138,9 @@ class Loop:
     def checkpoint_to_test(self) -> Path:
         """The best by validation, where there is one; else the last. With `eval_only` the one that was named."""
         best = None if self.config.eval_only else best_checkpoint(self.run.output_dir)
-        return best or self.last_checkpoint
+        chosen = best or self.last_checkpoint
+        assert chosen is not None  # the last round saved one, or --eval_only names one
+        return chosen
 
     def compile_ahead(self, optimizer: Optimizer, train: Callable[[Any, int, float], Any]) -> None:
         """With `--compile`, train on some updates before the clock runs, so that all shapes are compiled; undo it.

@@ -23,6 +23,11 @@ def orthogonalize(matrix: Tensor, n_steps: int = 3, eps: float = 1e-7) -> Tensor
     return (x if wide else x.mT).reshape(matrix.shape)
 
 
+def _gradients(params: list[Tensor]) -> list[Tensor]:
+    """Those of parameters that have one."""
+    return [p.grad for p in params if p.grad is not None]
+
+
 class Muon(Optimizer):
     """One optimizer, so that Accelerate has one gradient scaler and one state to keep, over two kinds of groups.
 
@@ -76,9 +81,9 @@ class Muon(Optimizer):
             if not params:
                 continue
             buffers = [self._momentum_buffer(p) for p in params]
-            grads = [p.grad for p in params]
+            grads = _gradients(params)
             if not group["orthogonal"] and group["weight_decay"]:
-                grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
+                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, grads)
             updates = torch._foreach_add(grads, buffers, alpha=group["momentum"])
@@ -117,7 +122,9 @@ def muon_groups(model: nn.Module, head: Tensor, stacked: dict[str, int]) -> list
     stacked: how many matrices lie one on the other in a parameter with that part in its name.
     """
     words = {head, *(module.weight for module in model.modules() if isinstance(module, nn.Embedding))}
-    rows, vectors, inner = [], [], {}
+    rows: list[Tensor] = []
+    vectors: list[Tensor] = []
+    inner: dict[int, list[Tensor]] = {}
     for name, p in model.named_parameters():
         if p.ndim <= 1:
             vectors.append(p)
@@ -184,7 +191,7 @@ class MuonAdamW(Optimizer):
         exp_avgs, exp_avg_sqs, steps = kept
         beta1, beta2 = group["betas"]
         adamw(
-            params, [p.grad for p in params], exp_avgs, exp_avg_sqs, [], steps, fused=group["fused"], amsgrad=False,
+            params, _gradients(params), exp_avgs, exp_avg_sqs, [], steps, fused=group["fused"], amsgrad=False,
             beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=1e-8, maximize=False,
         )  # fmt: skip
 
@@ -192,7 +199,7 @@ class MuonAdamW(Optimizer):
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        grads, buffers = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
+        grads, buffers = _gradients(params), [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         updates = torch._foreach_lerp(grads, buffers, group["momentum"])
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])

@@ -19,8 +19,9 @@ from accelerate import Accelerator
 from training.checkpoints import check_files, find_checkpoint, read_state
 from training.cli import flags_given
 from training.errors import UsageError
+from training.run import RunConfig
 
-C = TypeVar("C")
+C = TypeVar("C", bound=RunConfig)
 
 
 def flag_names(text: str) -> frozenset[str]:

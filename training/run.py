@@ -43,7 +43,7 @@ from training.run_folder import (
 from training.signals import stop_signals
 
 PROJECT = "onecycle"  # the one W&B project of all scripts; groups and job types tell the runs apart
-_KEPT_GROUPS: list[torch.distributed.ProcessGroup] = []  # see close_accelerator
+_KEPT_GROUPS: list[torch.distributed.ProcessGroup | None] = []  # see close_accelerator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,10 +208,11 @@ class Run:
         self.figures_dir = self.output_dir / "figures"
         self.metrics_path = self.output_dir / "metrics.jsonl"
         self._started = time.monotonic()
-        self._seconds_before = (resumed_state or {}).get("total_seconds", 0.0)
-        self._wandb = None
-        self.tracker_id: str | None = (resumed_state or {}).get("tracker_id")
-        on_main_process(accelerator, lambda: self._open_folder(checkpoint, resumed_state))
+        state = resumed_state or {}
+        self._seconds_before = state.get("total_seconds", 0.0)
+        self._wandb: Any = None  # W&B's run
+        self.tracker_id: str | None = state.get("tracker_id")
+        on_main_process(accelerator, lambda: self._open_folder(checkpoint, state))
         if accelerator.is_main_process and config.tracker == "wandb":
             self._open_wandb()
         accelerator.wait_for_everyone()
@@ -219,7 +220,7 @@ class Run:
             raise UsageError(f"{self.output_dir} is not shared by the machines: name a shared --output_dir")
         stop_signals.defer()
 
-    def _open_folder(self, checkpoint: Path | None, resumed_state: dict | None) -> None:
+    def _open_folder(self, checkpoint: Path | None, resumed_state: dict) -> None:
         claim_folder(self.output_dir)
         here = checkpoint is not None and checkpoint.resolve().parents[1] == self.output_dir.resolve()
         with writing(self.output_dir):
@@ -294,6 +295,7 @@ class Run:
     def exit_after_signal(self, checkpoint: Path) -> None:
         """Close the tracker and exit with 130 or 143; the checkpoint is written by now."""
         number = stop_signals.number
+        assert number is not None  # the loop calls this because of it
         stop_signals.end_within(60)
         if self.accelerator.is_main_process:
             name = signal.Signals(number).name

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -15,11 +15,13 @@ from training.compilation import compile_model
 from training.ema import EMA
 from training.errors import UsageError
 
+M = TypeVar("M", bound=nn.Module)
+
 
 def prepare_training(
     accelerator: Accelerator,
-    model: nn.Module,
-    build_optimizer: Callable[[nn.Module, Any, str], Optimizer],
+    model: M,
+    build_optimizer: Callable[[M, Any, str], Optimizer],
     config: Any,
     checkpoint: Path | None,
     *,

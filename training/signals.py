@@ -148,7 +148,9 @@ def _launcher() -> int | None:
 
 def _busy_with() -> str:
     """What of this project the main thread is in: `function (file, line n)`. Not models, whose callers say more."""
-    frame = sys._current_frames().get(threading.main_thread().ident)
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None  # None only before a thread has started
+    frame = sys._current_frames().get(main_thread)
     while frame is not None:
         file = Path(frame.f_code.co_filename)
         if file.is_relative_to(_ROOT) and "site-packages" not in file.parts:

@@ -6,7 +6,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 
 class _Descriptor(io.RawIOBase):
@@ -65,15 +65,16 @@ def _safe(stream: TextIO | None, number: int, when_lost: Callable[[OSError], Non
     if stream is None:  # closed before Python started, and its number may be another file's by now
         return open(os.devnull, "w", encoding="utf-8")
     try:
-        if stream.fileno() != number:
+        if not isinstance(stream, io.TextIOWrapper) or stream.fileno() != number:
             return stream
     except (OSError, ValueError):  # no descriptor behind it, or closed
         return stream
     with contextlib.suppress(OSError):
         stream.flush()
     raw = _Descriptor(number, when_lost)
+    written_to: Any = raw if stream.write_through else io.BufferedWriter(raw)  # written through: runs unbuffered
     return io.TextIOWrapper(
-        raw if stream.write_through else io.BufferedWriter(raw),  # written through: Python runs unbuffered
+        written_to,
         encoding=stream.encoding,
         errors="backslashreplace",
         line_buffering=stream.line_buffering,

@@ -231,7 +231,11 @@ def find_suspicious(text: ParallelText, source: CountedText, target: CountedText
     several_sources = [(_alternatives(sources), t) for t, sources in _ambiguous(sources_of)]
 
     seen: set[tuple[str, str]] = set()
-    repeated = [pair for pair in pairs if pair in seen or seen.add(pair)]
+    repeated = []
+    for pair in pairs:
+        if pair in seen:
+            repeated.append(pair)
+        seen.add(pair)
     shorter = np.minimum(source.lengths, target.lengths)
     excess = np.maximum(source.lengths, target.lengths) - 2 * shorter - 5
     uneven = [pairs[i] for i in np.argsort(-excess, kind="stable")[: int((excess > 0).sum())]]
@@ -330,12 +334,13 @@ def analyse(splits: CorpusSplits, lowercase: bool = False) -> CorpusAnalysis:
         name: np.array([unknown_shares(*sides) for sides in zip(train, counted[name], strict=True)])
         for name in ("valid", "test")
     }
+    source_frequency, target_frequency = map(greatest_min_frequency, unknown["valid"])
     return CorpusAnalysis(
         counted=counted,
         losses=losses,
         findings=find_suspicious(splits.train, *train),
         unknown=unknown,
         vocabulary=np.array([vocabulary_sizes(side) for side in train]),
-        min_frequencies=tuple(map(greatest_min_frequency, unknown["valid"])),
+        min_frequencies=(source_frequency, target_frequency),
         max_len=smallest_max_len(losses),
     )

@@ -53,24 +53,24 @@ def read_parallel_files(paths: Sequence[str | Path], languages: Languages | None
     Raises DataError, with file and line, for files of unequal length, an empty or missing file, bytes that are
     not UTF-8, a damaged .gz, and a row or object of another form.
     """
-    paths = [Path(path) for path in paths]
-    readers = [_table_reader(path) for path in paths]
-    if len(paths) == 1 and _suffix(paths[0]) == ".txt" and "\t" in _read_text(paths[0]):
+    files = [Path(path) for path in paths]
+    readers = [reader for reader in map(_table_reader, files) if reader is not None]
+    if len(files) == 1 and _suffix(files[0]) == ".txt" and "\t" in _read_text(files[0]):
         readers = [_read_tsv]
-    if paths and all(readers):
+    if files and len(readers) == len(files):
         pairs: list[Pair] = []
-        for path, read in zip(paths, readers, strict=True):
-            pairs += read(path, languages)
+        for file, read in zip(files, readers, strict=True):
+            pairs += read(file, languages)
         return ParallelText.from_pairs(pairs)
-    if len(paths) == 2 and not any(readers):
-        return _read_line_aligned(*paths)
-    if len(paths) == 1:
+    if len(files) == 2 and not readers:
+        return _read_line_aligned(files[0], files[1])
+    if len(files) == 1:
         raise DataError(
-            f"{paths[0]}: one file of parallel text must be .tsv, .csv, .jsonl, .json or .parquet "
+            f"{files[0]}: one file of parallel text must be .tsv, .csv, .jsonl, .json or .parquet "
             "(or .gz of these); else give two"
         )
     raise DataError(
-        f"{len(paths)} files of parallel text ({', '.join(path.name for path in paths[:3])}): "
+        f"{len(files)} files of parallel text ({', '.join(file.name for file in files[:3])}): "
         "give SOURCE and TARGET, or .tsv, .csv, .jsonl, .json or .parquet alone"
     )
 
@@ -165,9 +165,9 @@ def _find_columns(names: Iterable[str], languages: Languages | None) -> tuple[st
     """The names of the columns of source and target, or ("translation",), or None where there are neither."""
     by_folded_name = {name.strip().casefold(): name for name in names}
     for wanted in (*([languages] if languages else []), *_SIDES):
-        found = tuple(by_folded_name.get(name.casefold()) for name in wanted)
-        if None not in found and found[0] != found[1]:
-            return found
+        found = [by_folded_name[name.casefold()] for name in wanted if name.casefold() in by_folded_name]
+        if len(set(found)) == 2:  # both, and not the same one
+            return tuple(found)
     return (by_folded_name["translation"],) if "translation" in by_folded_name else None
 
 
@@ -229,8 +229,8 @@ def _read_csv(path: Path, languages: Languages | None) -> list[Pair]:
             break
     else:
         names = next(csv.reader([text.split("\n", 1)[0].rstrip("\r")]), [])
-        error = _no_columns(names, languages, f"{path}:1")
-        raise DataError(f"{error}, or put a first line of names, source,target, before the pairs")
+        missing = _no_columns(names, languages, f"{path}:1")
+        raise DataError(f"{missing}, or put a first line of names, source,target, before the pairs")
     pairs = []
     line = rows.line_num + 1
     try:
@@ -333,7 +333,8 @@ def _arrow_pairs(table: "pyarrow.Table", languages: Languages | None, where: str
     import pyarrow.compute
 
     columns = _arrow_columns(table.schema, languages)
-    if len(columns) == 1 and pyarrow.types.is_struct(table.schema.field(columns[0]).type):
+    assert columns is not None  # callers come with tables that have them
+    if languages and len(columns) == 1 and pyarrow.types.is_struct(table.schema.field(columns[0]).type):
         arrays = [pyarrow.compute.struct_field(table[columns[0]], language) for language in languages]
         columns = languages
     else:

@@ -163,8 +163,10 @@ def hashed_splits(
         if fraction > 0 and counts[name] == 0:
             raise DataError(f"the {name} split of {len(text)} pairs is empty: give more text or other fractions")
     counts["target_in_heldout"] = len(text) - sum(counts.values())
-    splits = [ParallelText.from_pairs([pair for _, pair in split]) for split in (train, valid, test)]
-    return *splits, counts
+    train_text, valid_text, test_text = (
+        ParallelText.from_pairs([pair for _, pair in split]) for split in (train, valid, test)
+    )
+    return train_text, valid_text, test_text, counts
 
 
 def without_sentences_of(text: ParallelText, heldout: ParallelText) -> ParallelText:

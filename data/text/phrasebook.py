@@ -410,8 +410,14 @@ def _rows(table: str) -> list[list[str]]:
     return [line.split(", ") for line in table.strip().splitlines()]
 
 
-NOUNS = [Noun(*words, frozenset(kinds.split())) for *words, kinds in _rows(NOUN_TABLE)]
-ADJECTIVES = [Adjective(*words, frozenset(kinds.split())) for *words, kinds in _rows(ADJECTIVE_TABLE)]
+NOUNS = [
+    Noun(en, en_plural, it, it_plural, genders, frozenset(kinds.split()))
+    for en, en_plural, it, it_plural, genders, kinds in _rows(NOUN_TABLE)
+]
+ADJECTIVES = [
+    Adjective(en, en_comparative, it, frozenset(kinds.split()))
+    for en, en_comparative, it, kinds in _rows(ADJECTIVE_TABLE)
+]
 TRANSITIVES = [Verb(en, it, frozenset(kinds.split())) for en, it, kinds in _rows(TRANSITIVE_TABLE)]
 INTRANSITIVES = [Verb(en, it) for en, it in _rows(INTRANSITIVE_TABLE)]
 ROUTINES = [Verb(en, it) for en, it in _rows(ROUTINE_TABLE)]

@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -48,7 +48,7 @@ class TextTokenizer:
         self.kind: Kind = _KIND_OF_MODEL[type(backend.model).__name__]
         # A word-level <unk> is nearly always a whole word, so its mark takes the space that the word had.
         unknown = WORD_START + UNKNOWN_MARK if self.kind == "word" else UNKNOWN_MARK
-        self._surfaces = [backend.id_to_token(i) for i in range(backend.get_vocab_size())]
+        self._surfaces = [backend.id_to_token(i) or "" for i in range(backend.get_vocab_size())]
         for special, surface in ((PAD_ID, ""), (UNK_ID, unknown), (BOS_ID, ""), (EOS_ID, "")):
             self._surfaces[special] = surface
         n = len(SPECIAL_TOKENS)
@@ -91,7 +91,13 @@ class TextTokenizer:
             besides = " but for their numbers, which are masked" if mask_numbers else ""
             raise DataError(f"no text to train a tokenizer on: all sentences are empty{besides}")
 
-        options = {"vocab_size": vocab_size, "special_tokens": list(specials), "show_progress": False}
+        model: models.Model
+        trainer: trainers.Trainer
+        options: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "special_tokens": list(specials),
+            "show_progress": False,
+        }
         if kind == "bpe":
             model = models.BPE(unk_token="<unk>", fuse_unk=True)
             trainer = trainers.BpeTrainer(min_frequency=min_frequency, **options)
@@ -125,7 +131,8 @@ class TextTokenizer:
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The token of each id as the vocabulary spells it, special ones too: for figures and tables."""
-        return [self.backend.id_to_token(i).replace(NUMBER_MARK, NUMBER_TOKEN) for i in ids]
+        spelt = [self.backend.id_to_token(i) or UNKNOWN_MARK for i in ids]
+        return [token.replace(NUMBER_MARK, NUMBER_TOKEN) for token in spelt]
 
     @property
     def vocab_size(self) -> int:

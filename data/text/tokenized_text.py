@@ -16,7 +16,7 @@ class TokenizedText:
     offsets: np.ndarray  # (N + 1,) int64
 
     @classmethod
-    def from_lists(cls, sentences: Sequence[Sequence[int]]) -> "TokenizedText":
+    def from_lists(cls, sentences: Sequence[Sequence[int] | np.ndarray]) -> "TokenizedText":
         offsets = np.zeros(len(sentences) + 1, dtype=np.int64)
         np.cumsum([len(s) for s in sentences], out=offsets[1:])
         tokens = np.fromiter((t for s in sentences for t in s), dtype=np.int32, count=int(offsets[-1]))
@@ -39,7 +39,7 @@ class TokenizedText:
             return self
         return TokenizedText.from_lists([self[i][:max_len] for i in range(len(self))])
 
-    def select(self, indices: Sequence[int]) -> "TokenizedText":
+    def select(self, indices: Sequence[int] | np.ndarray) -> "TokenizedText":
         return TokenizedText.from_lists([self[int(i)] for i in indices])
 
 

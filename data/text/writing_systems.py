@@ -37,7 +37,7 @@ def language_by_script(sentences: Sequence[str]) -> str:
     counts = {name: len(script.findall(text)) for name, script in _SCRIPTS.items()}
     han, kana = counts.pop("han"), counts.pop("kana")
     counts["ja" if kana > _KANA_SHARE * (han + kana) else "zh"] = han + kana
-    language = max(counts, key=counts.get)
+    language = max(counts, key=lambda name: counts[name])
     # Vowel signs of the scripts looked for are no letters to Python, so these are counted by themselves.
     others = sum(map(str.isalpha, text)) - sum(
         sum(map(str.isalpha, script.findall(text))) for script in _SCRIPTS.values()

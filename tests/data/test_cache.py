@@ -34,7 +34,7 @@ def test_the_key_changes_with_every_text_and_setting():
 
 
 def test_a_text_is_built_once(cache):
-    assert cached_text("words", lambda: "città") == cached_text("words", lambda: "other") == "città"
+    assert cached_text("words", lambda: "città", str) == cached_text("words", lambda: "other", str) == "città"
     assert cached_text("number", lambda: "12", int) == cached_text("number", lambda: "13", int) == 12
 
 
@@ -165,7 +165,7 @@ def test_what_building_raises_is_no_matter_of_the_cache(cache, capsys):
         raise DataError("no text")
 
     with pytest.raises(DataError, match="no text"):
-        cached_text("entry", fail)
+        cached_text("entry", fail, str)
     assert capsys.readouterr().err == ""
 
 
