@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from data.errors import DataError
-from data.images.labelled import decode_image
+from data.images.decoding import decode_image
 from data.images.pixels import normalise
 from models.test_time_augmentation import Views, logits_over_views
 from train_cifar import Config, build_model

@@ -1,6 +1,5 @@
 """Image sets with one label per image (CIFAR-10, MNIST, ...) as uint8 tensors, from wherever they are on disk."""
 
-import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +13,13 @@ from torch import Tensor
 from data.cache import cached_arrays, content_key
 from data.errors import DataError
 from data.hub import load_from_hub
+from data.images.decoding import MODES, decode_image, fitted
 from data.images.held_out import held_out_by_hash
 from data.images.layouts import LAYOUTS, read_image_folder
 from data.images.parquet import rows_of_tables
-from data.images.rows import HELD_OUT, MAX_CLASSES, ImageRows, RowSplits, reason
+from data.images.rows import HELD_OUT, MAX_CLASSES, ImageRows, RowSplits
 from data.memory import require_memory
 
-_MODES = {1: "L", 3: "RGB"}  # Pillow's names, by the number of channels
 _CACHE_FORMAT = 1  # to be raised when decode_image gives other pixels than before
 
 
@@ -184,48 +183,6 @@ def _download(dataset: str) -> RowSplits:
 # Pixels
 
 
-def decode_image(content: bytes, where: str, image_size: int, n_channels: int) -> np.ndarray:
-    """An encoded image (PNG, JPEG, ...) as (n_channels, image_size, image_size) uint8.
-
-    The shorter side becomes `image_size` (bicubic, antialiased) and the middle is cut out. An image that has
-    this size and mode already keeps its pixels. Transparent parts become white, 16-bit grey loses its lower
-    byte, and a camera's orientation mark is followed. RGB becomes grey by ITU-R 601-2 luma.
-
-    Raises DataError, with `where`, for an image that is damaged, cut short or in no known format.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    mode = _MODES[n_channels]
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.verify()  # PNG's checksums: decoding alone misses one flipped bit in a hundred
-        with Image.open(io.BytesIO(content)) as image:
-            return _fit(image, image_size, mode)
-    except UnidentifiedImageError as error:
-        raise DataError(f"{where} is no image in a known format: replace it or leave it out") from error
-    except Exception as error:  # Pillow's decoders raise anything, SyntaxError included
-        raise DataError(
-            f"{where}: cannot decode the image ({reason(error)}): replace it or leave it out"
-        ) from error
-
-
-def _fit(image, image_size: int, mode: str) -> np.ndarray:
-    """A Pillow image as (C, image_size, image_size) uint8."""
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range")
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = ImageOps.fit(image.convert(mode), (image_size, image_size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
-
-
 def _to_pixels(rows: ImageRows, image_size: int, n_channels: int) -> np.ndarray:
     """The images of a split: (N, n_channels, image_size, image_size) uint8, contiguous."""
     if isinstance(rows.images, np.ndarray):
@@ -250,7 +207,7 @@ def _convert_pixels(pixels: np.ndarray, image_size: int, n_channels: int) -> np.
 
     def one(row: int) -> np.ndarray:
         image = pixels[row, 0] if pixels.shape[1] == 1 else pixels[row].transpose(1, 2, 0)
-        return _fit(Image.fromarray(np.ascontiguousarray(image)), image_size, _MODES[n_channels])
+        return fitted(Image.fromarray(np.ascontiguousarray(image)), image_size, MODES[n_channels])
 
     return _in_threads(one, len(pixels), image_size, n_channels)
 

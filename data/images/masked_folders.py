@@ -14,6 +14,7 @@ import torch
 
 from data.cache import cached_arrays, content_key
 from data.errors import DataError
+from data.images.decoding import decoding, open_picture, squeezed, upright
 from data.images.mask_classes import (
     Colour,
     FoundValues,
@@ -27,7 +28,6 @@ from data.images.mask_classes import (
 )
 from data.images.mask_layouts import Pair, SplitPairs, find_pairs
 from data.images.masked import IGNORE, MaskSplit, MaskSplits
-from data.images.picture_files import decoding, open_picture, to_rgb
 from data.images.rows import read_bytes
 from data.memory import require_memory
 
@@ -158,31 +158,29 @@ def decode_pair(pair: Pair, image_size: int) -> tuple[np.ndarray, np.ndarray, in
 
     Raises DataError, with the file, for one that cannot be decoded and for a mask of another size than its picture.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    picture, mask = open_picture(pair.picture), open_picture(pair.mask)
+    stored, mask = open_picture(pair.picture), open_picture(pair.mask)
     lossy = mask.format in _LOSSY
     with decoding(pair.picture):
-        upright = ImageOps.exif_transpose(picture)
+        picture = upright(stored)
     with decoding(pair.mask):
-        mask = ImageOps.exif_transpose(mask)
-    if picture.size == mask.size != upright.size:
-        upright = picture  # drawn on the pixels as they are stored
-    if upright.size != mask.size:
+        mask = upright(mask)
+    if stored.size == mask.size != picture.size:
+        picture = stored  # the mask is drawn on the pixels as they are stored
+    if picture.size != mask.size:
         raise DataError(
             f"{pair.mask} has {mask.width}x{mask.height} pixels, but {pair.picture} has "
-            f"{upright.width}x{upright.height}: give the mask the size of its picture"
+            f"{picture.width}x{picture.height}: give the mask the size of its picture"
         )
     with decoding(pair.picture):
-        pixels = np.asarray(to_rgb(upright).resize((image_size, image_size), Image.Resampling.BICUBIC))
+        pixels = squeezed(picture, image_size)
     with decoding(pair.mask):
         codes, kind = _codes(mask)
     values, counts = _counted(codes, kind)
     small = Image.fromarray(codes.view(np.int32)).resize((image_size, image_size), Image.Resampling.NEAREST)
-    return (
-        pixels.transpose(2, 0, 1), np.asarray(small).view(np.uint32), kind, lossy,
-        np.column_stack([values, counts]).astype(np.int64),
-    )  # fmt: skip
+    small_codes = np.asarray(small).view(np.uint32)
+    return pixels, small_codes, kind, lossy, np.column_stack([values, counts]).astype(np.int64)
 
 
 def _counted(codes: np.ndarray, kind: int) -> tuple[np.ndarray, np.ndarray]:

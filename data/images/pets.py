@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from data.cache import cache_dir, cached_arrays, content_key
 from data.errors import DataError
+from data.images.decoding import decoding, open_picture, squeezed, upright
 from data.images.masked import BACKGROUND, BORDER, PET, MaskedImages
-from data.images.picture_files import decoding, open_picture, to_rgb
 from data.images.rows import read_bytes, reason
 
 if TYPE_CHECKING:
@@ -187,7 +187,6 @@ def decode_pair(image_path: Path, trimap_path: Path, image_size: int) -> tuple[n
     """
     from PIL import Image
 
-    square = (image_size, image_size)
     image, trimap = open_picture(image_path), _values_on_disk(open_picture(trimap_path), trimap_path)
     height, width = trimap.shape
     with decoding(image_path):
@@ -198,9 +197,10 @@ def decode_pair(image_path: Path, trimap_path: Path, image_size: int) -> tuple[n
             "give the trimap the size of its picture"
         )
     with decoding(image_path):
-        pixels = np.asarray(to_rgb(image).resize(square, Image.Resampling.BICUBIC))
+        pixels = squeezed(image, image_size)
+    square = (image_size, image_size)
     classes = np.asarray(Image.fromarray(_FROM_DISK[trimap]).resize(square, Image.Resampling.NEAREST))
-    return pixels.transpose(2, 0, 1), classes
+    return pixels, classes
 
 
 def _oriented_like_trimap(image: "Picture", size: tuple[int, int]) -> "Picture":
@@ -209,12 +209,10 @@ def _oriented_like_trimap(image: "Picture", size: tuple[int, int]) -> "Picture":
     A trimap from a tool that turned the photograph upright has the turned size: then the mark is followed. Where
     both sizes agree (squares, half turns, mirrorings) nothing can tell, and the official rule holds.
     """
-    from PIL import ImageOps
-
     if image.size == size:
         return image
-    upright = ImageOps.exif_transpose(image)
-    return upright if upright.size == size else image
+    turned = upright(image)
+    return turned if turned.size == size else image
 
 
 def _values_on_disk(image: "Picture", path: Path) -> np.ndarray:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from image_sets import CIFAR_NAMES, NAMES, assert_split, encoded, fails, hwc, random_pixels
 
-from data.images.labelled import decode_image, load_image_splits
+from data.images.decoding import decode_image
+from data.images.labelled import load_image_splits
 
 
 class Python2Pickler(pickle._Pickler):

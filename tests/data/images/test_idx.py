@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from image_sets import SHARED, assert_split, encoded, fails, random_pixels
 
-from data.images.labelled import decode_image, load_image_splits
+from data.images.decoding import decode_image
+from data.images.labelled import load_image_splits
 
 
 def idx(array):
