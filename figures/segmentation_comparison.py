@@ -17,21 +17,12 @@ from figures.images import plot_image_grid, plot_table
 from figures.segmentation import beside_overlays
 from models.segmentation_scores import dice_of_images, pixel_confusion
 from training.errors import UsageError
-from training.metrics import read_metrics
+from training.metrics import metric, read_metrics, readable_name, shown
 
-METRICS = {  # in summary.json
-    "test/dice": "Dice (data set)",
-    "test/dice_per_image": "Dice (per image)",
-    "test/iou": "IoU (data set)",
-    "test/iou_per_image": "IoU (per image)",
-    "test/pixel_accuracy": "pixel accuracy",
-}
-METRICS_OF_VIEWS = {"test/dice_views": "Dice over views", "test/iou_views": "IoU over views"}  # where all have them
-CURVES = {  # in metrics.jsonl
-    "train/loss": "Training loss\n(compares only between runs of the same loss)",
-    "test/dice": "Test Dice (data set)",
-    "test/iou": "Test IoU (data set)",
-}
+SCORES = ("test/dice", "test/dice_per_image", "test/iou", "test/iou_per_image", "test/pixel_accuracy")  # in summary
+SCORES_OF_VIEWS = ("test/dice_views", "test/iou_views")  # shown where all runs have them
+SPEED = "train/images_per_second"  # in metrics.jsonl, and shown likewise
+CURVES = ("loss", "dice", "iou")  # of the training, and twice of the validation
 LINE_STYLES = ("-", "--", "-.", ":")  # besides colours, for readers who cannot tell these apart
 MAX_PICTURES = 8  # rows of comparison_predictions.png
 
@@ -88,13 +79,14 @@ def write_comparison(folder: Path, runs: Mapping[str, Path]) -> str:
 def read_run(folder: Path) -> FinishedRun:
     """What `write_comparison` needs of a run folder, checked. Raises `UsageError` as that does."""
     summary = _read(folder / "summary.json", lambda path: json.loads(path.read_bytes()))
-    for key in (*METRICS, "train_seconds", "n_parameters"):
+    for key in (*SCORES, "train_seconds", "n_parameters"):
         if not isinstance(summary, dict) or not isinstance(summary.get(key), int | float):
             raise UsageError(f"{folder / 'summary.json'} has no number `{key}`: train the run again")
     metrics = _read(folder / "metrics.jsonl", read_metrics)
     for name in CURVES:
-        if not any(name in row and "epoch" in row for row in metrics):
-            raise UsageError(f"{folder / 'metrics.jsonl'} has no `{name}` at any epoch: train the run again")
+        *_, needed = _names_of_curve(name)
+        if not _curve(metrics, needed):
+            raise UsageError(f"{folder / 'metrics.jsonl'} has no `{needed}` at any epoch: train the run again")
     return FinishedRun(folder, summary, metrics, **_read(folder / "test_predictions.npz", _read_predictions))
 
 
@@ -134,20 +126,19 @@ def _read_predictions(path: Path) -> dict[str, np.ndarray]:
 
 def _table(runs: Mapping[str, FinishedRun]) -> tuple[list[str], list[list[str]]]:
     """Header and rows; test-time views and speed are columns where every run has them."""
-    speeds = {
-        variant: [row["train/images_per_second"] for row in run.metrics if "train/images_per_second" in row]
-        for variant, run in runs.items()
-    }
+    names = list(SCORES)
+    names += [name for name in SCORES_OF_VIEWS if all(name in run.summary for run in runs.values())]
+    names += ["train_seconds", "n_parameters"]
+    speeds = {variant: [row[SPEED] for row in run.metrics if SPEED in row] for variant, run in runs.items()}
     has_speed = all(speeds.values())
-    of_views = {key: name for key, name in METRICS_OF_VIEWS.items() if all(key in r.summary for r in runs.values())}
-    shown = METRICS | of_views
-    header = ["variant", *shown.values(), "training minutes", "parameters", *["images/s"] * has_speed]
+    header = ["variant", *(metric(name).label for name in names)]
+    if has_speed:
+        header.append(metric(SPEED).label)
     rows = []
     for variant, run in runs.items():
-        row = [variant, *(f"{run.summary[key]:.4f}" for key in shown)]
-        row += [f"{run.summary['train_seconds'] / 60:.1f}", f"{run.summary['n_parameters']:,}"]
+        row = [variant, *(shown(name, run.summary[name]) for name in names)]
         if has_speed:  # the median: the first window holds the warm-up
-            row.append(f"{statistics.median(speeds[variant]):,.1f}")
+            row.append(shown(SPEED, statistics.median(speeds[variant])))
         rows.append(row)
     return header, rows
 
@@ -166,10 +157,10 @@ def _markdown(header: list[str], rows: list[list[str]], class_names: Sequence[st
 
 The classes are {", ".join(class_names)}; Dice and IoU are of {_of_classes(class_names)}.
 
-Dice, IoU and accuracy are of the final evaluation on the test split. "Data set": from the pixels of all pictures \
-together; "per image": the mean over the pictures; "over views": over the data set with test-time augmentation, \
-which the others are without. Minutes and images/s (the median over the training) compare \
-only between runs on like machines.
+The scores are those of the final evaluation on the test split: from the pixels of all pictures together; "per \
+image": the mean over the pictures; "over test-time views": with test-time augmentation, which the others are \
+without. Training time and images per second (the median over the training) compare only between runs on like \
+machines.
 
 ![Curves](figures/comparison_curves.png)
 
@@ -180,18 +171,34 @@ only between runs on like machines.
 # --- figures ---
 
 
+def _names_of_curve(name: str) -> tuple[str, ...]:
+    """The names that a run may have logged it under, the preferred one first; the last one every run has.
+
+    A run without a validation split has scores on the test split alone: at its end, in older runs at each epoch.
+    """
+    return ("train/loss",) if name == "loss" else (f"valid/{name}", f"test/{name}")
+
+
+def _curve(metrics: Sequence[dict], name: str) -> list[tuple[float, float]]:
+    """(epoch, value) of each line that has both."""
+    return [(row["epoch"], row[name]) for row in metrics if name in row and "epoch" in row]
+
+
 def _plot_curves(path: Path, runs: Mapping[str, FinishedRun]) -> None:
     figure = new_figure(width=14, height=4.8)
-    for ax, (name, title) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
+    for ax, curve in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+        names = _names_of_curve(curve)
+        name = next(name for name in names if all(_curve(run.metrics, name) for run in runs.values()))
         for index, (variant, run) in enumerate(runs.items()):
-            points = [(row["epoch"], row[name]) for row in run.metrics if name in row and "epoch" in row]
+            points = _curve(run.metrics, name)
             ax.plot(
                 *zip(*points, strict=True),
                 linestyle=LINE_STYLES[index % len(LINE_STYLES)],
                 marker="." if len(points) <= 50 else "",  # a single point draws no line
-                label=f"{variant} (test Dice {run.summary['test/dice']:.3f})",
+                label=f"{variant} (test Dice {shown('test/dice', run.summary['test/dice'])})",
             )
-        ax.set_title(title, fontsize=10)
+        note = "\n(compares only between runs of the same loss)" if curve == "loss" else ""
+        ax.set_title(readable_name(name) + note, fontsize=10)
         ax.set_xlabel("epoch")
         ax.grid(alpha=0.3)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(runs), 6))
@@ -201,25 +208,23 @@ def _plot_curves(path: Path, runs: Mapping[str, FinishedRun]) -> None:
 def _plot_predictions(path: Path, runs: Mapping[str, FinishedRun]) -> None:
     """Rows are pictures; columns are the picture, its true mask, and the mask of each variant with its Dice."""
     first = next(iter(runs.values()))
-    shown = np.linspace(0, len(first.names) - 1, min(MAX_PICTURES, len(first.names))).round().astype(int)
-    images = torch.from_numpy(first.images[shown])
-    true, predicted = first.true_masks[shown], [run.predicted_masks[shown] for run in runs.values()]
+    chosen = np.linspace(0, len(first.names) - 1, min(MAX_PICTURES, len(first.names))).round().astype(int)
+    images = torch.from_numpy(first.images[chosen])
+    true, predicted = first.true_masks[chosen], [run.predicted_masks[chosen] for run in runs.values()]
     masks = [torch.from_numpy(mask) for mask in (true, *predicted)]
     class_names = first.class_names.tolist()
-    dice = [_dice(mask, true, len(class_names)) for mask in predicted]
-    titles = [text for row in zip(*dice, strict=True) for text in ("", "", *(f"Dice {d:.3f}" for d in row))]
+    counts = [pixel_confusion(mask, masks[0], len(class_names)) for mask in masks[1:]]
+    dice = [dice_of_images(of_variant).tolist() for of_variant in counts]
+    titles = [
+        text for row in zip(*dice, strict=True) for text in ("", "", *(f"Dice {shown('dice', d)}" for d in row))
+    ]
     columns = ["picture", "true mask", *runs]
     plot_image_grid(
-        path, beside_overlays(images, masks, len(columns)), titles, n_columns=len(columns), column_labels=columns,
-        row_labels=first.names[shown].tolist(),
+        path,
+        beside_overlays(images, masks, len(columns)),
+        titles,
+        n_columns=len(columns),
+        column_labels=columns,
+        row_labels=first.names[chosen].tolist(),
         title=f"The same test pictures under each variant, with the Dice of {_of_classes(class_names)}",
-    )  # fmt: skip
-
-
-def _dice(predicted: np.ndarray, true: np.ndarray, n_classes: int) -> np.ndarray:
-    """Dice of each picture, (P, H, W) -> (P,): of class 1 where there are two, else the mean over the classes.
-
-    As models/segmentation_scores.py has it.
-    """
-    predicted, true = torch.from_numpy(predicted), torch.from_numpy(true)
-    return dice_of_images(pixel_confusion(predicted, true, n_classes)).numpy()
+    )

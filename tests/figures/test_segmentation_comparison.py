@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def arrays(seed: int = 0, n: int = 3, size: int = 16) -> dict[str, np.ndarray]:
     }
 
 
-def write_run(folder: Path, seed: int = 0, speed: bool = True, **changes) -> Path:
+def write_run(folder: Path, seed: int = 0, speed: bool = True, validates: bool = True, **changes) -> Path:
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps(SUMMARY | {"test/dice": 0.9 + seed / 100}))
     lines = []
@@ -49,8 +50,10 @@ def write_run(folder: Path, seed: int = 0, speed: bool = True, **changes) -> Pat
         row = {"step": step, "epoch": step / 2, "time": 1.0 * step, "train/loss": 1 / step + seed}
         if speed:
             row["train/images_per_second"] = 1000 if step == 1 else 10.0 * step
-        if step % 4 == 0:
-            row |= {"test/dice": step / 10, "test/iou": step / 20}
+        if validates and step % 4 == 0:
+            row |= {"valid/dice": step / 10, "valid/iou": step / 20}
+        if step == 8:
+            row |= {"test/dice": 0.9 + seed / 100, "test/iou": 0.8}
         lines.append(json.dumps(row) + "\n")
     (folder / "metrics.jsonl").write_text("".join(lines))
     np.savez_compressed(folder / "test_predictions.npz", **arrays(seed) | changes)
@@ -74,11 +77,11 @@ def drawn(monkeypatch) -> dict[str, Figure]:
 def test_views_are_columns_where_every_run_has_them(tmp_path):
     runs = {name: write_run(tmp_path / name) for name in ("a", "b")}
     for k, folder in enumerate(runs.values()):
-        assert "over views |" not in write_comparison(tmp_path / "all", runs)
+        assert "over test-time views |" not in write_comparison(tmp_path / "all", runs)
         with_views = SUMMARY | {"test/dice_views": 0.91 + k / 100, "test/iou_views": 0.83}
         (folder / "summary.json").write_text(json.dumps(with_views))
     markdown = write_comparison(tmp_path / "all", runs)
-    assert "| Dice over views | IoU over views |" in markdown
+    assert "| Dice over test-time views | IoU over test-time views |" in markdown
     assert "| 0.9100 | 0.8300 |" in markdown and "| 0.9200 | 0.8300 |" in markdown
 
 
@@ -94,10 +97,10 @@ def test_what_is_written(tmp_path, drawn):
             assert min(picture.size) > 50
 
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.split("\n") if "|" in line]
-    assert table[0][0] == "variant" and table[0][-1] == "images/s"
-    numbers = ["0.8500", "0.8000", "0.7500", "0.9500", "1.5", "1,234,567", "55.0"]  # 55: the median
+    assert table[0][0] == "variant" and table[0][-1] == "images per second"
+    numbers = ["0.8500", "0.8000", "0.7500", "95.00 %", "1.5 min", "1,234,567", "55"]  # 55: the median
     assert table[2:] == [["mp-tr-bce", "0.9000", *numbers], ["mp-tr-dice", "0.9100", *numbers]]
-    texts = [text.get_text().split() for text in drawn["comparison_table.png"].axes[0].texts]
+    texts = [re.split(r" {2,}", text.get_text().strip()) for text in drawn["comparison_table.png"].axes[0].texts]
     assert texts[2:] == table[2:]
     linked = {line.split("(")[1][:-1] for line in markdown.split("\n") if line.startswith("![")}
     assert all((tmp_path / "all" / link).exists() for link in linked) and len(linked) == 2
@@ -116,7 +119,15 @@ def test_all_runs_are_in_one_figure_over_epochs(tmp_path, drawn):
     assert len({(line.get_color(), line.get_linestyle()) for line in dice.lines}) == 5
     assert "compares only between runs of the same loss" in loss.get_title()
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == [f"variant {seed} (test Dice {0.9 + seed / 100:.3f})" for seed in range(5)]
+    assert legend == [f"variant {seed} (test Dice {0.9 + seed / 100:.4f})" for seed in range(5)]
+
+
+def test_where_a_run_has_no_validation_the_curves_are_of_the_test_split(tmp_path, drawn):
+    runs = {"a": write_run(tmp_path / "a"), "b": write_run(tmp_path / "b", 1, validates=False)}
+    write_comparison(tmp_path / "all", runs)
+    _, dice, iou = drawn["comparison_curves.png"].axes
+    assert dice.get_title() == "test: Dice" and iou.get_title() == "test: IoU"
+    assert [line.get_ydata().tolist() for line in dice.lines] == [[0.9], [0.91]]
 
 
 def test_dice_above_the_overlays_against_scikit_learn(tmp_path, drawn):
@@ -131,9 +142,9 @@ def test_dice_above_the_overlays_against_scikit_learn(tmp_path, drawn):
     for true, predicted in zip(changed["true_masks"], changed["predicted_masks"], strict=True):
         counted = true != 255
         dice = f1_score(true[counted] == 1, predicted[counted] == 1, zero_division=1.0)
-        expected += [f"Dice {dice:.3f}"] * 2
+        expected += [f"Dice {dice:.4f}"] * 2
     assert [text for text in texts if text.startswith("Dice")] == expected
-    assert expected[2] == "Dice 1.000" and expected[4] == "Dice 0.000"
+    assert expected[2] == "Dice 1.0000" and expected[4] == "Dice 0.0000"
     assert [text for text in texts if text.startswith("pet_")] == ["pet_0", "pet_1", "pet_2"]
     assert texts.count("picture") == texts.count("true mask") == texts.count("a") == texts.count("b") == 1
 
@@ -148,7 +159,7 @@ def test_of_many_pictures_some_are_drawn(tmp_path, drawn):
 
 def test_speed_is_a_column_only_where_all_runs_have_it(tmp_path):
     runs = {"a": write_run(tmp_path / "a"), "b": write_run(tmp_path / "b", speed=False)}
-    assert "images/s |" not in write_comparison(tmp_path / "all", runs)
+    assert "images per second |" not in write_comparison(tmp_path / "all", runs)
 
 
 def drop(file_name: str):
