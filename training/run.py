@@ -1,6 +1,7 @@
 """Opening a run: accelerator, run folder, metrics, tracking, signals and the final summary."""
 
 import dataclasses
+import gc
 import importlib.metadata
 import json
 import os
@@ -72,6 +73,7 @@ def begin_run(config: Any) -> Accelerator:
     """
     accelerator = open_accelerator(config.gradient_accumulation_steps)
     own_folder(accelerator, config.output_dir)
+    _forget_earlier_peak(accelerator.device)
     seed_global_generators(Stream.INITIAL_WEIGHTS, config.seed)
     return accelerator
 
@@ -174,8 +176,15 @@ def hardware(accelerator: Accelerator) -> str:
     return accelerator.device.type
 
 
+def _forget_earlier_peak(device: torch.device) -> None:
+    """A process may do several runs: each has a peak of its own where it can be told, on a GPU."""
+    if device.type == "cuda":
+        gc.collect()  # the models of an earlier run, which refer to themselves once they are prepared
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory held so far, in MiB: the GPU's where there is one, else the process's."""
+    """The most memory held in this run, in MiB, where the GPU's is counted; else the most that the process held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
