@@ -1,11 +1,13 @@
 """Pictures with a mask each, and the masks that are made of trimaps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from data.errors import DataError
+from data.images.held_out import held_out_by_hash
 from data.images.pixels import channel_statistics
 
 BACKGROUND, PET, BORDER = 0, 1, 2  # values of a trimap, and the classes of a mask
@@ -35,6 +37,19 @@ class MaskSplit:
     def __len__(self) -> int:
         return len(self.names)
 
+    def select(self, chosen: Tensor) -> "MaskSplit":
+        """Those pictures alone: `chosen` (N,) bool."""
+        names = [name for name, is_chosen in zip(self.names, chosen.tolist(), strict=True) if is_chosen]
+        return MaskSplit(self.images[chosen], self.masks[chosen], names)
+
+    def to(self, device: torch.device) -> "MaskSplit":
+        """The same on `device`."""
+        return MaskSplit(self.images.to(device), self.masks.to(device), self.names)
+
+    def classes(self) -> list[int]:
+        """The numbers of the classes that have pixels, rising."""
+        return _classes(self.masks)
+
 
 @dataclass(frozen=True)
 class MaskSplits:
@@ -45,6 +60,32 @@ class MaskSplits:
     class_names: tuple[str, ...]
     mask_values: tuple[int | tuple[int, int, int], ...] = ()  # what the mask files hold for each class, if files do
     notes: tuple[str, ...] = ()  # how the files were understood, a line each
+    valid: MaskSplit | None = None  # held out of the training pictures; None: nothing is
+
+    def with_validation(self, fraction: float) -> "MaskSplits":
+        """The same with a share of the training pictures held out for validation, by the hash of their pixels.
+
+        More are held out where they would show one class alone, and two can be had without taking them from the
+        training. Raises DataError where no picture is left to train on.
+        """
+        if fraction == 0:
+            return self
+        train = self.train
+
+        def both_have_two_classes(held_out: Tensor) -> bool:
+            return all(len(_classes(train.masks[side])) >= 2 for side in (held_out, ~held_out))
+
+        held_out = held_out_by_hash(train.images, fraction, both_have_two_classes)
+        return replace(self, train=train.select(~held_out), valid=train.select(held_out))
+
+    def to(self, device: torch.device) -> "MaskSplits":
+        """The same with all pictures and masks on `device`."""
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(self, train=self.train.to(device), test=self.test.to(device), valid=valid)
+
+
+def _classes(masks: Tensor) -> list[int]:
+    return masks.flatten().bincount(minlength=IGNORE + 1)[:IGNORE].nonzero()[:, 0].tolist()
 
 
 def require_trainable(splits: MaskSplits, n_parts: int) -> None:
@@ -59,16 +100,18 @@ def require_trainable(splits: MaskSplits, n_parts: int) -> None:
             "lower --gradient_accumulation_steps or launch fewer processes"
         )
     for name, split in (("training", splits.train), ("test", splits.test)):
-        present = [k for k in split.masks.unique().tolist() if k != IGNORE]
+        present = split.classes()
         if len(present) < 2:
             only = splits.class_names[present[0]] if present else "to be ignored"
             raise DataError(f"all pixels of the {len(split)} {name} masks are {only}: give others as well")
 
 
 def splits_of_trimaps(
-    train: MaskedImages, test: MaskedImages, classes: Literal["binary", "trimap"],
+    train: MaskedImages,
+    test: MaskedImages,
+    classes: Literal["binary", "trimap"],
     border: Literal["pet", "background", "ignore"],
-) -> MaskSplits:  # fmt: skip
+) -> MaskSplits:
     """Pet's pictures, or others with trimaps, with the masks that `masks_from_trimaps` makes."""
     masked = [MaskSplit(s.images, masks_from_trimaps(s.trimaps, classes, border), s.names) for s in (train, test)]
     return MaskSplits(*masked, ("background", "pet", "border")[: 2 if classes == "binary" else 3])
