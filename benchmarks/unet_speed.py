@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
@@ -92,7 +93,12 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     from training.run import open_accelerator
 
     torch.set_num_threads(os.cpu_count() or 1)
-    settings = replace(script.RECIPES[config.recipe][1], data_dir=config.data_dir, image_size=config.image_size)
+    settings = replace(
+        script.RECIPES[config.recipe][1],
+        data_dir=config.data_dir,
+        image_size=config.image_size,
+        half_size_share=0.0,  # all updates at the whole size
+    )
     if not config.data_dir:
         settings = replace(settings, dataset="shapes")
     accelerator = open_accelerator()
@@ -101,16 +107,11 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     train = splits.train
     statistics_of = channel_statistics(train.images)
     mean, std = (255 * statistics_of[name].to(device, torch.float32) for name in ("mean", "std"))
-    masks = train.masks.to(device)
-    if resident:
-        augmentation = JointAugmentation()
-        if augmented:
-            augmentation = JointAugmentation(
-                settings.flip, settings.scale, settings.aspect, settings.shift, settings.rotation,
-                settings.brightness, settings.contrast, settings.saturation, settings.hue,
-                settings.background_mix, settings.cutmix,
-            )  # fmt: skip
-        augmenter = JointAugmenter(train.images.to(device), masks, augmentation, mean, std, 0)
+    if resident and augmented:
+        augmenter = script.build_augmenter(settings, train.to(device), mean, std)
+    elif resident:
+        on_device = train.to(device)
+        augmenter = JointAugmenter(on_device.images, on_device.masks, JointAugmentation(), mean, std, 0)
     else:
         augmenter = DecodedEachTime(Path(config.data_dir), train.names, config.image_size, mean, std, 0)
     torch.manual_seed(0)
@@ -129,16 +130,17 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     def updates():
         for epoch in range(10**6):
             augmenter.draw(epoch)
-            yield from plan_epoch(len(masks), settings.batch_size, 0, epoch, device)
+            yield from plan_epoch(len(train), settings.batch_size, 0, epoch, device)
 
     stream = updates()
+    update = partial(script.train_update, accelerator, model, optimizer, augmenter, settings, 1)
 
     def train_for(seconds: float) -> float:
         synchronize()
         started, n_images, done = time.perf_counter(), 0, 0
         while time.perf_counter() - started < seconds or done < 2:
             ids = next(stream)
-            script.train_update(accelerator, model, optimizer, augmenter, ids, settings, 1e-3, config.image_size)
+            update(ids, done, 1e-3)
             n_images, done = n_images + len(ids), done + 1
             if done % 20 == 0:
                 synchronize()
@@ -146,9 +148,9 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         return n_images / (time.perf_counter() - started)
 
     started = time.perf_counter()
-    sizes = {len(ids): ids for ids in plan_epoch(len(masks), settings.batch_size, 0, 0, device)}
+    sizes = {len(ids): ids for ids in plan_epoch(len(train), settings.batch_size, 0, 0, device)}
     for ids in sizes.values():  # warm-up: batches of both sizes are compiled
-        script.train_update(accelerator, model, optimizer, augmenter, ids, settings, 0.0, config.image_size)
+        update(ids, 0, 0.0)
     train_for(min(config.seconds, 3.0))  # allocator, caches
     warm_up_seconds = time.perf_counter() - started
 

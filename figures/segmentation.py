@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.images.masked import IGNORE
 from figures.images import LARGE_IMAGE, plot_image_grid, plot_table
 
-IGNORE = 255  # in a mask: a pixel that belongs to no class
 # Told apart by colour-blind readers too (Okabe and Ito, "Color Universal Design", 2008). Blue comes first,
 # as no fur and little of what surrounds a pet is blue.
 CLASS_COLORS = {
@@ -101,18 +101,24 @@ def write_data_figures(
         titles += ["", _shares_in_words(mask, class_names)]
     pictures = beside_overlays(images[shown], [masks[shown]], n_columns=6)
     plot_image_grid(
-        folder / "samples.png", pictures, titles, n_columns=6, column_labels=["picture", "mask"] * 3,
+        folder / "samples.png",
+        pictures,
+        titles,
+        n_columns=6,
+        column_labels=["picture", "mask"] * 3,
         title=f"Training pictures and their masks ({_color_key(class_names, masks[shown])})",
-    )  # fmt: skip
+    )
 
     pixels = (255 * augmented_images.clamp(0, 1)).round().byte()
     color_key = _color_key(class_names, augmented_masks)
     pixels, augmented_masks = _enlarged(pixels, 6), _enlarged(augmented_masks[:, None], 6)[:, 0]
     plot_image_grid(
-        folder / "augmentations.png", overlay_masks(pixels, augmented_masks, alpha=0.0),
-        [f"epoch {i}" for i in range(len(pixels))], n_columns=6,
+        folder / "augmentations.png",
+        overlay_masks(pixels, augmented_masks, alpha=0.0),
+        [f"epoch {i}" for i in range(len(pixels))],
+        n_columns=6,
         title=f"One training picture as the epochs show it, and its mask's contour ({color_key})",
-    )  # fmt: skip
+    )
 
 
 def _shares_in_words(mask: Tensor, class_names: Sequence[str]) -> str:
@@ -143,23 +149,27 @@ def _write_statistics(path: Path, statistics: Mapping[str, Mapping], class_names
 
 
 def write_overlays_over_epochs(
-    path: Path, images: Tensor, true_masks: Tensor, predictions: Mapping[str, Tensor]
+    path: Path, images: Tensor, true_masks: Tensor, predictions: Mapping[str, Tensor], split: str
 ) -> None:
     """Write a PNG with a row for each picture: the picture, its true mask, and the mask predicted at each label.
 
     `images` (P, 3, S, S) uint8, `true_masks` (P, S, S); `predictions`: for each label ("epoch 1") masks
-    (P, S, S) of the same pictures, in the order in which they are drawn.
+    (P, S, S) of the same pictures, in the order in which they are drawn; `split` is what the pictures are of.
     """
     column_labels = ["picture", "true mask", *predictions]
     pictures = beside_overlays(images, [true_masks, *predictions.values()], len(column_labels))
     plot_image_grid(
-        path, pictures, None, n_columns=len(column_labels), column_labels=column_labels,
-        title="Predicted masks of the same test pictures in the course of training",
-    )  # fmt: skip
+        path,
+        pictures,
+        None,
+        n_columns=len(column_labels),
+        column_labels=column_labels,
+        title=f"Predicted masks of the same {split} pictures in the course of training",
+    )
 
 
 def shown_pictures(n_pictures: int) -> Tensor:
-    """The numbers (P,) int64 of the test pictures that figures follow: the same for every run on the same data."""
+    """The numbers (P,) int64 of the pictures that figures follow: the same for every run on the same data."""
     return torch.linspace(0, n_pictures - 1, min(N_SHOWN, n_pictures)).round().long()
 
 
@@ -170,6 +180,25 @@ def keep_predictions(run_dir: Path, step: int, predicted_masks: Tensor) -> None:
     np.save(folder / f"step_{step}.npy", predicted_masks[shown_pictures(len(predicted_masks))].numpy())
 
 
+def write_overlays(run_dir: Path, images: Tensor, true_masks: Tensor, updates_per_epoch: int, split: str) -> None:
+    """Write figures/overlays.png, of up to N_STAGES of what `keep_predictions` kept; nothing where it kept nothing.
+
+    `images` (N, 3, S, S) and `true_masks` (N, S, S) uint8, on the CPU: all pictures of the split ("validation" or
+    "test") that the predictions were made of.
+    """
+    steps = sorted(int(path.stem.removeprefix("step_")) for path in (run_dir / "predictions").glob("step_*.npy"))
+    if not steps:
+        return
+    chosen = sorted({steps[i] for i in np.linspace(0, len(steps) - 1, N_STAGES).round().astype(int)})
+    stages = {
+        f"epoch {step / updates_per_epoch:.4g}": torch.from_numpy(np.load(run_dir / f"predictions/step_{step}.npy"))
+        for step in chosen
+    }
+    shown = shown_pictures(len(images))
+    path = run_dir / "figures" / "overlays.png"
+    write_overlays_over_epochs(path, images[shown], true_masks[shown], stages, split)
+
+
 def write_result_figures(
     run_dir: Path,
     images: Tensor,
@@ -178,28 +207,23 @@ def write_result_figures(
     dice_of_images: Tensor,
     names: Sequence[str],
     class_names: Sequence[str],
-    updates_per_epoch: int,
 ) -> None:
-    """Write figures/overlays.png and figures/best_and_worst.png, and test_predictions.npz for comparisons.
+    """Write figures/best_and_worst.png, and test_predictions.npz for comparisons.
 
     Of all N test pictures, on the CPU: `images` (N, 3, S, S), `true_masks` and `predicted_masks` (N, S, S), all
-    uint8, `dice_of_images` (N,) and `names`; `class_names`: K. The overlays are of up to N_STAGES of what
-    `keep_predictions` kept.
+    uint8, `dice_of_images` (N,) and `names`; `class_names`: K.
     """
     shown = shown_pictures(len(images))
-    steps = sorted(int(path.stem.removeprefix("step_")) for path in (run_dir / "predictions").glob("step_*.npy"))
-    chosen = sorted({steps[i] for i in np.linspace(0, len(steps) - 1, N_STAGES).round().astype(int)})
-    stages = {
-        f"epoch {step / updates_per_epoch:.4g}": torch.from_numpy(np.load(run_dir / f"predictions/step_{step}.npy"))
-        for step in chosen
-    }
-    figures = run_dir / "figures"
-    write_overlays_over_epochs(figures / "overlays.png", images[shown], true_masks[shown], stages)
-    write_best_and_worst(figures / "best_and_worst.png", images, true_masks, predicted_masks, dice_of_images, names)
+    path = run_dir / "figures" / "best_and_worst.png"
+    write_best_and_worst(path, images, true_masks, predicted_masks, dice_of_images, names)
     np.savez(
-        run_dir / "test_predictions.npz", images=images[shown], true_masks=true_masks[shown],
-        predicted_masks=predicted_masks[shown], names=[names[i] for i in shown], class_names=list(class_names),
-    )  # fmt: skip
+        run_dir / "test_predictions.npz",
+        images=images[shown],
+        true_masks=true_masks[shown],
+        predicted_masks=predicted_masks[shown],
+        names=[names[i] for i in shown],
+        class_names=list(class_names),
+    )
 
 
 def write_best_and_worst(
@@ -228,9 +252,14 @@ def write_best_and_worst(
     titles = [text for i in order.tolist() for text in (names[i], "", f"Dice {dice_of_images[i]:.3f}")]
     pictures = beside_overlays(images[order], [true_masks[order], predicted_masks[order]], n_columns=6)
     plot_image_grid(
-        path, pictures, titles, n_columns=6, row_labels=row_labels,
-        column_labels=["picture", "true mask", "predicted mask"] * 2, title=title,
-    )  # fmt: skip
+        path,
+        pictures,
+        titles,
+        n_columns=6,
+        row_labels=row_labels,
+        column_labels=["picture", "true mask", "predicted mask"] * 2,
+        title=title,
+    )
 
 
 def beside_overlays(images: Tensor, masks: Sequence[Tensor], n_columns: int) -> Tensor:

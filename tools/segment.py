@@ -8,7 +8,6 @@ All that it needs is in the run's folder: the checkpoint brings weights, config,
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -20,9 +19,9 @@ from torch.nn import functional as F
 from tyro.conf import Positional
 
 from data.errors import DataError
+from data.images.decoding import decode_picture
 from data.images.mask_classes import write_class_table
 from data.images.masked_folders import mask_picture
-from data.images.picture_files import decode_picture
 from data.images.pixels import normalise
 from figures.segmentation import mask_colors, overlay_masks
 from models.segmentation_scores import predict_masks
@@ -31,6 +30,7 @@ from train_unet import Config, build_model
 from training.checkpoints import find_checkpoint, load_weights, read_state
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
+from training.resuming import saved_settings
 
 TRIMAP_LEVELS = (0, 255, 128)  # in masks of background, pet and border
 
@@ -38,7 +38,8 @@ TRIMAP_LEVELS = (0, 255, 128)  # in masks of background, pet and border
 class Segmenter:
     """A trained U-Net: `Segmenter(run)(paths)` yields a picture and its mask for each file.
 
-    `run` is a run folder (its newest checkpoint is taken) or one checkpoint. Raises UsageError if there is none.
+    `run` is one checkpoint, or a run folder, of which the best is taken, or the newest where none was validated.
+    Raises UsageError if there is none.
     """
 
     def __init__(self, run: str | Path, device: torch.device | None = None):
@@ -47,7 +48,7 @@ class Segmenter:
         if "upsampling" not in saved:
             raise UsageError(f"{checkpoint} is not of train_unet.py: name the folder of one of its runs")
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.config = Config(**{f.name: saved[f.name] for f in fields(Config) if f.name in saved})
+        self.config = saved_settings(Config, saved)
         described = json.loads((checkpoint / "data.json").read_text(encoding="utf-8"))
         self.class_names, self.image_size = described["class_names"], described["image_size"]
         values = described.get("mask_values") or TRIMAP_LEVELS[: len(self.class_names)]

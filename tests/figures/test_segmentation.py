@@ -7,15 +7,20 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from data.images import masked
 from figures import images as image_figures
+from figures import segmentation
 from figures.segmentation import (
     CLASS_COLORS,
     beside_overlays,
+    keep_predictions,
     overlay_masks,
     write_best_and_worst,
     write_data_figures,
+    write_overlays,
     write_overlays_over_epochs,
 )
+from models import segmentation_losses
 
 pytestmark = pytest.mark.filterwarnings("error")  # a missing glyph or a squeezed layout is only a warning
 
@@ -172,10 +177,27 @@ def test_of_many_classes_the_largest_are_named_and_the_table_stands(tmp_path, dr
 def test_overlays_over_epochs_are_in_the_order_given(tmp_path, drawn):
     images, masks = random_pictures(4)
     path = tmp_path / "new" / "overlays.png"
-    write_overlays_over_epochs(path, images, masks, {"epoch 2": masks, "epoch 10": 1 - masks})
+    write_overlays_over_epochs(path, images, masks, {"epoch 2": masks, "epoch 10": 1 - masks}, "validation")
+    assert "validation pictures" in drawn["overlays.png"][0]
     assert drawn["overlays.png"][1:] == ["picture", "true mask", "epoch 2", "epoch 10"]
     with Image.open(path) as picture:
         assert picture.width > 4 * 256 and picture.height > 4 * 256
+
+
+def test_the_stages_of_a_run_are_spread_over_what_was_kept_of_it(tmp_path, drawn):
+    images, masks = random_pictures(12)
+    write_overlays(tmp_path, images, masks, updates_per_epoch=10, split="test")
+    assert drawn == {}  # nothing was kept
+    for step in range(10, 120, 10):
+        keep_predictions(tmp_path, step, masks)
+    write_overlays(tmp_path, images, masks, updates_per_epoch=10, split="test")
+    assert drawn["overlays.png"][3:] == [f"epoch {epoch}" for epoch in (1, 3, 5, 7, 9, 11)]
+    assert "test pictures" in drawn["overlays.png"][0]
+
+
+def test_a_pixel_that_counts_nothing_has_one_value_in_models_data_and_figures():
+    """The models import nothing of the data, so they have a name of their own for it."""
+    assert segmentation_losses.IGNORE == masked.IGNORE == segmentation.IGNORE
 
 
 @pytest.mark.parametrize("n_images", [1, 5, 12, 13, 40])

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from mask_sets import load, write_mask
 from PIL import Image
+from run_folders import edit_config
 
 from data.images.mask_classes import write_class_table
 from data.images.masked import masks_from_trimaps
@@ -31,7 +33,7 @@ def train(output_dir: Path, script: str, *flags: str) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """The folder of a short run on textured shapes."""
-    flags = ("--width", "8", "--depth", "2", "--max_train_steps", "30", "--evaluate_every", "0")
+    flags = ("--width", "8", "--depth", "2", "--max_train_steps", "30", "--validate_every", "0")
     return train(tmp_path_factory.mktemp("segment") / "run", "train_unet.py", *flags)
 
 
@@ -77,6 +79,20 @@ def test_without_a_word_on_views_they_are_the_run_s(run, tmp_path):
     assert segmenter.config.views == "scales"
 
 
+def test_a_run_of_before_a_flag_was_renamed_is_read(run, tmp_path):
+    shutil.copytree(run, tmp_path / "old")
+    (checkpoint,) = (tmp_path / "old" / "checkpoints").iterdir()
+
+    def as_it_was(config: dict) -> None:
+        del config["valid_fraction"], config["validate_every"]
+        config["evaluate_every"] = 10
+
+    edit_config(checkpoint, as_it_was)
+    _, test = textured_shapes()
+    expected = Segmenter(run).masks(test.images[:4], (64, 64))
+    assert torch.equal(Segmenter(tmp_path / "old").masks(test.images[:4], (64, 64)), expected)
+
+
 def test_masks_and_overlays_have_the_size_of_their_picture(run, tmp_path):
     _, test = textured_shapes()
     picture = Image.fromarray(test.images[0].permute(1, 2, 0).numpy())
@@ -120,7 +136,7 @@ def test_what_it_writes_can_be_trained_on(tmp_path, monkeypatch, values, mode):
     names = ["ground", "cell, dead", "cell", "rim"][: len(values)]
     write_class_table(tmp_path / "own" / "classes.csv", names, values)
     flags = ("--data_dir", str(tmp_path / "own"), "--image_size", "16", "--width", "8", "--depth", "1",
-             "--max_train_steps", "30", "--evaluate_every", "0", "--batch_size", "4")  # fmt: skip
+             "--max_train_steps", "30", "--validate_every", "0", "--batch_size", "4")  # fmt: skip
     run = train(tmp_path / "run", "train_unet.py", *flags)
     again = tmp_path / "again"
     pictures = sorted((tmp_path / "own" / "images").iterdir())
