@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -170,7 +170,7 @@ MAY_CHANGE = flag_names(
     """
 )
 
-DE_EN = {
+DE_EN: dict[str, Any] = {
     "dataset": "IWSLT/iwslt2017",
     "dataset_config": "iwslt2017-de-en",
     "languages": ("de", "en"),
@@ -342,7 +342,7 @@ def check_sizes(corpus: TranslationCorpus, n_parts: int, beam_size: int) -> None
 def build_model(config: Config, source_vocab_size: int, target_vocab_size: int) -> Transformer | Seq2SeqLSTM:
     """The model: token ids -> the objective's sums."""
     make: type[Transformer] | type[Seq2SeqLSTM] = Transformer
-    options = TRANSFORMER_OPTIONS
+    options: tuple[str, ...] = TRANSFORMER_OPTIONS
     if config.model == "lstm":
         make = Seq2SeqLSTM
         options = LSTM_OPTIONS
@@ -359,9 +359,9 @@ def build_model(config: Config, source_vocab_size: int, target_vocab_size: int) 
         raise UsageError(f"--model {config.model}: {error}") from error
 
 
-def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> Optimizer:
+def build_optimizer(model: Transformer | Seq2SeqLSTM, config: Config, mixed_precision: str) -> Optimizer:
     """AdamW for every parameter, or Muon for the matrices inside; weight decay on matrices alone."""
-    options = {
+    options: dict[str, Any] = {
         "lr": config.lr,
         "betas": (0.9, config.beta2),
         "weight_decay": config.weight_decay,
@@ -370,8 +370,8 @@ def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> O
     if config.optimizer == "muon":
         groups = muon_groups(model, model.output_weight, STACKED)
         return MuonAdamW(groups, **options, dtype=product_dtype(mixed_precision))
-    matrices = {"params": [p for p in model.parameters() if p.ndim > 1]}
-    vectors = {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}
+    matrices: dict[str, Any] = {"params": [p for p in model.parameters() if p.ndim > 1]}
+    vectors: dict[str, Any] = {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}
     return torch.optim.AdamW([matrices, vectors], **options)
 
 
@@ -528,7 +528,7 @@ def score_test_sets(run: Run, loop: Loop, model: nn.Module, corpus: TranslationC
     test_sets = [("test", corpus.test, splits.test)]
     if corpus.test_extra and splits.test_extra:
         test_sets.append(("test_extra", corpus.test_extra, splits.test_extra))
-    scores = {}
+    scores: dict = {}
     for name, pairs, text in test_sets:
         metrics, translations = evaluate(
             run.accelerator,

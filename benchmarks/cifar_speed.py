@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -77,6 +77,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     import train_cifar as script
     from data.images.augmentation import Augmentation, Augmenter
     from data.images.pixels import channel_statistics, normalise
+    from models.speednet import SpeedNet
     from training.run import open_accelerator
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -93,14 +94,14 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     mean, std = (255 * statistics_of[name].to(device, torch.float32) for name in ("mean", "std"))
     augmentation = Augmentation(crop_padding=4, flip="random") if augmented else Augmentation()
     images = train.images.to(device) if resident else train.images
-    augmenter = (Augmenter if resident else PictureByPicture)(images, augmentation, mean, std, 0)
+    augmenter: Any = (Augmenter if resident else PictureByPicture)(images, augmentation, mean, std, 0)
     labels = train.labels.to(device)
     torch.manual_seed(0)
     model = script.build_model(settings, int(labels.max()) + 1).to(device)
-    if config.model == "speednet":
+    if isinstance(model, SpeedNet):
         model.init_whitening(normalise(train.images[:1000].to(device), mean, std))
     if variant["channels_last"]:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     else:  # the augmenter hands out channels_last images
         batch_of = augmenter.batch
         augmenter.batch = lambda ids: batch_of(ids).contiguous()

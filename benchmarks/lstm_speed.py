@@ -97,16 +97,21 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         lowercase=False, joint=False, max_len=settings.max_len,
     )  # fmt: skip
     pairs, lengths = corpus.train, (corpus.train.source.lengths, corpus.train.target.lengths)
-    sizes = [tokenizer.vocab_size for tokenizer in corpus.tokenizers.values()]
+    source_size, target_size = (tokenizer.vocab_size for tokenizer in corpus.tokenizers.values())
     planner = BatchPlanner(pairs, config.max_tokens)
     sentences = len(pairs) // len(planner.plan_epoch(0))
     torch.manual_seed(0)
     if "plain" in variant:
         model = PlainSeq2Seq(
-            *sizes, settings.embedding_dim, settings.hidden_size, settings.n_layers, settings.dropout
+            source_size,
+            target_size,
+            settings.embedding_dim,
+            settings.hidden_size,
+            settings.n_layers,
+            settings.dropout,
         )
     else:
-        model = script.build_model(settings, *sizes)
+        model = script.build_model(settings, source_size, target_size)
         for name, value in variant.items():
             setattr(model, name, value)
     optimizer = torch.optim.AdamW(model.parameters(), fused=accelerator.mixed_precision != "fp16")
@@ -169,7 +174,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     ready = {
         "padding": planner.padding_share(list(plan(0))),
         "sentences": sentences,
-        "vocabularies": sizes,
+        "vocabularies": [source_size, target_size],
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "device": str(accelerator.device),
         "threads": torch.get_num_threads(),

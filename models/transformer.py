@@ -339,7 +339,7 @@ class Transformer(nn.Module):
             n_beams = len(prefix) // len(state.memory)
             memory, source_mask = (t.repeat_interleave(n_beams, 0) for t in (state.memory, state.source_mask))
             states = self.decode(prefix, memory, source_mask)[:, -1]
-            past = None
+            past: list[tuple[Tensor, Tensor]] | None = None
         else:
             x = self.embed(self.target_embedding, tokens[:, None], start=position)
             past = []

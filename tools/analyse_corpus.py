@@ -12,7 +12,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -273,7 +273,7 @@ def track(config: Config, name: str, output_dir: Path, sections: list[Table], fi
             logged_in = wandb.login(prompt=False)
         except wandb.Error:  # there is a key, but it is wrong or there is no network
             logged_in = False
-        mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
         run = wandb.init(
             project=PROJECT, group="corpus", job_type=name, name=f"corpus/{name}", config=asdict(config),
             dir=str(output_dir), mode=mode, settings=wandb.Settings(silent=True, console="off"),
@@ -298,7 +298,7 @@ def corpus_name(config: Config) -> tuple[str, Languages]:
         stems, suffixes = [Path(name).stem for name in names], [Path(name).suffix[1:] for name in names]
         if config.languages is None and not {"jsonl", "json", "csv", "parquet"} & set(suffixes):
             named = len(names) == 2 and len(set(suffixes)) == 2 and all(suffixes)
-            languages = tuple(suffixes) if named else ("source", "target")
+            languages = (suffixes[0], suffixes[1]) if named else ("source", "target")
         name = "_".join(dict.fromkeys(stems))
     elif config.dataset == "phrasebook":
         name = "phrasebook"

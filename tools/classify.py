@@ -18,7 +18,7 @@ from data.images.decoding import decode_image
 from data.images.pixels import normalise
 from models.test_time_augmentation import Views, logits_over_views
 from train_cifar import Config, build_model
-from training.checkpoints import find_checkpoint, load_weights, read_state
+from training.checkpoints import checkpoint_of_run, load_weights, read_state
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
 from training.ranges import BatchSize, PositiveInt
@@ -32,7 +32,7 @@ class Classifier:
     """
 
     def __init__(self, run: str | Path, device: torch.device | None = None):
-        checkpoint = find_checkpoint(str(run), Path(run), prefer_best=True)
+        checkpoint = checkpoint_of_run(run)
         if not (checkpoint / "data.json").exists():
             raise UsageError(f"{checkpoint} is not of train_cifar.py: name the folder of one of its runs")
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -42,7 +42,8 @@ class Classifier:
         self.mean, self.std = (torch.tensor(described[name], device=self.device) for name in ("mean", "std"))
         self.model = build_model(self.config, len(self.class_names))
         load_weights(self.model, checkpoint)
-        self.model.to(self.device, memory_format=torch.channels_last).eval()
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
+        self.model.eval()
 
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor, views: Views = "one") -> torch.Tensor:

@@ -117,6 +117,7 @@ def _mean(values: list):
 def _shown(key: str, record: dict) -> str:
     """A number of the record as the table shows it, with its standard deviation over the seeds."""
     known = metric(key)
+    assert known.digits is not None  # headlines are in the table
     label = known.label
     if key.startswith("test_extra/"):
         label += f" on the {SPLITS['test_extra']}"
@@ -139,7 +140,7 @@ def results_table() -> str:
         if "recipe" not in record:  # a benchmark's rounds
             continue
         n = record["numbers"]
-        script = re.search(r"train_\w+\.py", record["command"])[0]
+        script = re.findall(r"train_\w+\.py", record["command"])[0]
         test = ", ".join(_shown(key, record) for key in HEADLINES if key in n)
         rows.append(
             f"| [{record['note']}](results/{path.name}) | `{script} {record['recipe']}` | {test} | "

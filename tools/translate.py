@@ -3,9 +3,11 @@
 All that it needs is in the run's folder: the best checkpoint brings weights, config and tokenizers along.
 """
 
+import io
 import json
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +19,7 @@ from data.seeding import Stream, seeded_generator
 from data.text.tokenization import EOS_ID, TextTokenizer
 from models.decoding import decode_in_batches, sample
 from train_translation import OLD_RULES, SPECIAL, Config, build_model
-from training.checkpoints import find_checkpoint, load_weights, read_state
+from training.checkpoints import checkpoint_of_run, load_weights, read_state
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
 from training.ranges import BatchSize, BeamSize, Count, LengthPower, Seed, Temperature, TokenBudget
@@ -30,7 +32,7 @@ class Translator:
     """
 
     def __init__(self, run: str | Path, device: torch.device | None = None):
-        checkpoint = find_checkpoint(str(run), Path(run), prefer_best=True)
+        checkpoint = checkpoint_of_run(run)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         saved = OLD_RULES | read_state(checkpoint)["config"] | _as_tested(checkpoint)
         self.config = Config(**{f.name: saved[f.name] for f in fields(Config) if f.name in saved})
@@ -123,15 +125,24 @@ def main(
     """
     try:
         translator = Translator(run)
-        options = {"beam_size": beam_size, "length_penalty": length_penalty, "batch_size": batch_size,
-                   "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "seed": seed}  # fmt: skip
+        translate = partial(
+            translator,
+            beam_size=beam_size,
+            length_penalty=length_penalty,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+        )
+        assert isinstance(sys.stdin, io.TextIOWrapper) and isinstance(sys.stdout, io.TextIOWrapper)
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # as stdin, whatever the locale
         if sentences:
-            print("\n".join(translator(list(sentences), **options)))
+            print("\n".join(translate(list(sentences))))
             return
         sys.stdin.reconfigure(encoding="utf-8", newline="\n")
         lines = [line.rstrip("\r\n") for line in sys.stdin]
-        for translation in translator(lines, **options):
+        for translation in translate(lines):
             print(translation)
     except (UsageError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -23,7 +23,11 @@ BleuTokenizer = Literal[
     "none",
 ]
 
-_OF_LANGUAGE = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}  # as the `sacrebleu` command has it by -l
+_OF_LANGUAGE: dict[str, BleuTokenizer] = {
+    "zh": "zh",
+    "ja": "ja-mecab",
+    "ko": "ko-mecab",
+}  # as the `sacrebleu` command has it by -l
 _WITHOUT_SPACES = ("th", "lo", "my", "km", "bo", "dz")  # sacreBLEU has no tokenizer for any of these
 _NAMES = {
     "zh": ("zho", "chi", "cmn", "yue", "wuu", "lzh", "chinese", "mandarin"),
@@ -47,7 +51,9 @@ _EXTRA = {
 }
 
 
-def choose_bleu_tokenizer(asked: str, language: str, sentences: Sequence[str]) -> tuple[str, str]:
+def choose_bleu_tokenizer(
+    asked: BleuTokenizer, language: str, sentences: Sequence[str]
+) -> tuple[BleuTokenizer, str]:
     """The tokenizer for BLEU, and a line for the user where it is not sacreBLEU's default, 13a ("" where it is).
 
     asked: a tokenizer of sacreBLEU, or "auto": that of the target language, as `sacrebleu -l` takes it. Where

@@ -105,6 +105,16 @@ def find_checkpoint(resume: str, run_dir: Path, prefer_best: bool = False) -> Pa
     return checkpoint
 
 
+def checkpoint_of_run(run: str | Path) -> Path:
+    """What a tool works with: the best checkpoint of the run folder `run`, or the one checkpoint that it names.
+
+    Raises UsageError if there is none.
+    """
+    checkpoint = find_checkpoint(str(run), Path(run), prefer_best=True)
+    assert checkpoint is not None  # it is None only where the latest would do
+    return checkpoint
+
+
 def read_state(checkpoint: Path) -> dict:
     return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
 

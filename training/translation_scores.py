@@ -1,6 +1,6 @@
 """BLEU and chrF of a whole data set that several processes translate together, and how a run reports them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,14 +73,14 @@ def score_translations(
 LOWEST_TELLING_BLEU = 1.0  # what is below says little: hardly a word in common, or text without spaces
 
 
-def is_better(metrics: dict[str, float], best: dict[str, float]) -> bool:
+def is_better(metrics: Mapping[str, float], best: Mapping[str, float]) -> bool:
     """Whether validation `metrics` ("bleu", "chrf", "nll") beat the `best` so far, of the same names.
 
     The higher BLEU wins; while it is below 1 on both sides, the higher chrF, which needs no words in common;
     among equals, the lower loss.
     """
 
-    def rank(values: dict[str, float]) -> tuple[float, float, float]:
+    def rank(values: Mapping[str, float]) -> tuple[float, float, float]:
         telling = values["bleu"] >= LOWEST_TELLING_BLEU
         return values["bleu"] if telling else 0.0, 0.0 if telling else values["chrf"], -values["nll"]
 
@@ -99,7 +99,7 @@ def scores_without_near_duplicates(
     rest = translations.select(np.flatnonzero(~near).tolist())
     if len(rest) > 0:
         scored = score_translations(rest.hypotheses, rest.references, tokenizer, lowercase)
-        scores["bleu_without_near_duplicates"] = scored["bleu"]
+        scores["bleu_without_near_duplicates"] = float(scored["bleu"])
     return scores
 
 

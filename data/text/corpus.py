@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +25,7 @@ from data.text.parallel_text import (
     without_sentences_of,
 )
 from data.text.phrasebook import phrasebook_splits
-from data.text.tokenization import MAX_WORD, TextTokenizer
+from data.text.tokenization import MAX_WORD, Kind, TextTokenizer
 from data.text.tokenized_text import TokenizedPairs, TokenizedText, cached_tokens
 
 
@@ -40,8 +42,13 @@ class CorpusSplits:
 
     def lowercased(self) -> "CorpusSplits":
         """The same splits with all text in lower case."""
-        parts = {name: getattr(self, name) for name in ("train", "valid", "test", "test_extra")}
-        return replace(self, **{name: part and _lowercased(part) for name, part in parts.items()})
+        return replace(
+            self,
+            train=_lowercased(self.train),
+            valid=_lowercased(self.valid),
+            test=_lowercased(self.test),
+            test_extra=self.test_extra and _lowercased(self.test_extra),
+        )
 
 
 def _lowercased(text: ParallelText) -> ParallelText:
@@ -55,7 +62,7 @@ def load_text_splits(
     languages: tuple[str, str],
     *,
     dataset_revision: str | None = None,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     train_files: Sequence[str] = (),
     valid_files: Sequence[str] = (),
     test_files: Sequence[str] = (),
@@ -80,7 +87,8 @@ def load_text_splits(
     if dataset == "phrasebook" and not train_files:
         if valid_files or test_files or extra_test_files:
             raise DataError("the phrasebook has splits of its own: give held-out files with --train_files alone")
-        splits = CorpusSplits(*(ParallelText.from_pairs(pairs) for pairs in phrasebook_splits()))
+        train, valid, test = map(ParallelText.from_pairs, phrasebook_splits())
+        splits = CorpusSplits(train, valid, test)
         return splits.lowercased() if lowercase else splits
     if train_files:
         text = read_parallel_files(train_files, languages)
@@ -97,7 +105,7 @@ def load_text_splits(
     test_extra = _read_heldout(extra_test_files, languages) if extra_test_files else None
     n_before = len(train)
     for given, heldout in ((valid_files, valid), (test_files, test), (extra_test_files, test_extra)):
-        if given:
+        if given and heldout is not None:
             train = without_sentences_of(train, heldout)
     split_counts |= {
         "train": len(train),
@@ -191,7 +199,7 @@ class TranslationCorpus:
         self,
         splits: CorpusSplits,
         *,
-        kind: str,
+        kind: Kind,
         vocab_size: int,
         min_frequency: int,
         lowercase: bool,
@@ -202,7 +210,7 @@ class TranslationCorpus:
         eval_max_len: int = 1024,
         seed: int = 0,
     ):
-        settings = {
+        settings: dict[str, Any] = {
             "kind": kind,
             "vocab_size": vocab_size,
             "min_frequency": min_frequency,
@@ -240,7 +248,7 @@ class TranslationCorpus:
                 (self.target_tokenizer, text.targets),
             ):
                 key = content_key({"tokenizer": tokenizer.to_json()}, sentences)
-                sides.append(cached_tokens(key, lambda t=tokenizer, s=sentences: t.encode(s)))
+                sides.append(cached_tokens(key, partial(tokenizer.encode, sentences)))
             return TokenizedPairs(*sides)
 
         whole = tokens_of(train)

@@ -53,7 +53,7 @@ class TokenizedPairs:
     def __len__(self) -> int:
         return len(self.source)
 
-    def select(self, indices: Sequence[int]) -> "TokenizedPairs":
+    def select(self, indices: Sequence[int] | np.ndarray) -> "TokenizedPairs":
         """The pairs of these numbers, in their order."""
         return TokenizedPairs(self.source.select(indices), self.target.select(indices))
 
