@@ -165,8 +165,9 @@ def place_in_epoch(
     sizes = f"updates of {plan.update_size:,} {unit} instead of the run's {before.update_size:,}"
     if before.update_size == plan.update_size:
         sizes = "updates of other examples than the run's"
-    if state["updates_in_epoch"] in (0, state["updates_of_epoch"]):
-        state["epoch"] += state["updates_in_epoch"] > 0
+    nothing_shown = state["updates_in_epoch"] == 0 and state["seen_before"] == 0
+    if nothing_shown or state["updates_in_epoch"] == state["updates_of_epoch"]:
+        state["epoch"] += not nothing_shown
         seen, what_happens = 0, f"from epoch {state['epoch'] + 1} on"
     elif not config.resume_changes:
         raise UsageError(

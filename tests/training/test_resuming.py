@@ -244,6 +244,18 @@ def test_in_the_middle_of_an_epoch_it_needs_to_be_asked_for(fresh_accelerate, tm
     assert epochs_done(state) == pytest.approx(3 / 11)
 
 
+def test_what_updates_of_another_size_have_shown_is_not_shown_again_by_those_of_a_third(fresh_accelerate, tmp_path):
+    """Also where a run was saved before its first update with the second size, as one with a validation due is."""
+    state = at(3, plan_of(10))
+    go_on(state, plan_of(25), tmp_path, resume_changes=True)
+    with pytest.raises(UsageError, match="middle of an epoch"):
+        go_on(state, plan_of(7), tmp_path)
+    go_on(state, plan_of(7), tmp_path, resume_changes=True)
+    assert (state["epoch"], state["updates_in_epoch"], state["seen_before"]) == (0, 0, 30)
+    left = shown_by(state, plan_of(7), 11)
+    assert len(left) == 73 and epochs_done(state) == 1
+
+
 @pytest.mark.parametrize("done", [0, 11, 22])
 def test_between_epochs_it_is_only_said(fresh_accelerate, tmp_path, capsys, done):
     state = at(done, plan_of(10))
