@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -151,7 +151,7 @@ MAY_CHANGE = flag_names(
     """
 )
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "mp-tr-bce": {"downsampling": "maxpool", "upsampling": "transposed", "loss": "bce"},
     "mp-tr-dice": {"downsampling": "maxpool", "upsampling": "transposed", "loss": "dice"},
     "strconv-tr-bce": {"downsampling": "strided", "upsampling": "transposed", "loss": "bce"},
@@ -269,7 +269,7 @@ def build_optimizer(model: UNet, config: Config, mixed_precision: str) -> Optimi
     head = model.head.weight
     filters = [p for p in model.parameters() if p.ndim > 1 and p is not head]
     rest = [p for p in model.parameters() if p.ndim <= 1 or p is head]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": filters},
         {"params": rest, "weight_decay": 0.0, "lr_factor": config.bias_lr_factor},
     ]
@@ -468,7 +468,7 @@ def train(config: Config) -> Accelerator:
 
     # --- model and optimizer, new or from a checkpoint
     model = build_within_memory(partial(build_model, config, n_classes), device)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     checkpoint = checkpoint_to_resume(config, files)
     model, optimizer, ema, state = prepare_training(accelerator, model, build_optimizer, config, checkpoint)
     evaluated = weights_to_evaluate(accelerator, model, ema)
@@ -515,7 +515,7 @@ def train(config: Config) -> Accelerator:
     )
     loop.compile_ahead(optimizer, update)
     for ids in loop:
-        if loop.due("validate"):
+        if loop.due("validate") and valid:
             metrics, predicted, _ = evaluate(accelerator, evaluated, valid, class_names, mean, std, config)
             run.print(
                 f"epoch {loop.epochs_done:g}: validation Dice {metrics['dice']:.4f}, IoU {metrics['iou']:.4f}"

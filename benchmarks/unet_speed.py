@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -107,6 +107,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     train = splits.train
     statistics_of = channel_statistics(train.images)
     mean, std = (255 * statistics_of[name].to(device, torch.float32) for name in ("mean", "std"))
+    augmenter: Any  # what the script's update asks of it, both kinds have
     if resident and augmented:
         augmenter = script.build_augmenter(settings, train.to(device), mean, std)
     elif resident:
@@ -117,7 +118,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     torch.manual_seed(0)
     model = script.build_model(settings, len(splits.class_names)).to(device)
     if variant["channels_last"]:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     elif resident:  # the augmenter hands out channels_last images
         batch_of = augmenter.batch
         augmenter.batch = lambda *args: tuple(part.contiguous() for part in batch_of(*args))

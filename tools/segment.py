@@ -27,7 +27,7 @@ from figures.segmentation import mask_colors, overlay_masks
 from models.segmentation_scores import predict_masks
 from models.test_time_augmentation import PixelViews, pixel_logits_over_views
 from train_unet import Config, build_model
-from training.checkpoints import find_checkpoint, load_weights, read_state
+from training.checkpoints import checkpoint_of_run, load_weights, read_state
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
 from training.resuming import saved_settings
@@ -43,7 +43,7 @@ class Segmenter:
     """
 
     def __init__(self, run: str | Path, device: torch.device | None = None):
-        checkpoint = find_checkpoint(str(run), Path(run), prefer_best=True)
+        checkpoint = checkpoint_of_run(run)
         saved = read_state(checkpoint)["config"]
         if "upsampling" not in saved:
             raise UsageError(f"{checkpoint} is not of train_unet.py: name the folder of one of its runs")
@@ -56,7 +56,8 @@ class Segmenter:
         self.mean, self.std = (torch.tensor(described[name], device=self.device) for name in ("mean", "std"))
         self.model = build_model(self.config, len(self.class_names))
         load_weights(self.model, checkpoint)
-        self.model.to(self.device, memory_format=torch.channels_last).eval()
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
+        self.model.eval()
 
     @torch.no_grad()
     def masks(self, images: torch.Tensor, size: tuple[int, int], views: PixelViews = "one") -> torch.Tensor:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from data.errors import DataError
 from data.images.masked import IGNORE
@@ -126,7 +127,8 @@ def read_class_table(path: Path) -> tuple[ListedClass, ...]:
         raise DataError(f"{path} gives a value for some classes only: give one for each or for none")
     if len({isinstance(c.value, tuple) for c in classes}) > 1:
         raise DataError(f"{path} mixes numbers and colours: give all classes the one or the other")
-    for what, items in (("name", [c.name for c in classes]), ("value", [c.value for c in with_values])):
+    columns: dict[str, list] = {"name": [c.name for c in classes], "value": [c.value for c in with_values]}
+    for what, items in columns.items():
         for item in items:
             if items.count(item) > 1:
                 raise DataError(f"{path} has the {what} {item} twice: give each class its own")
@@ -147,7 +149,7 @@ def write_class_table(path: Path, names: Sequence[str], values: Sequence[Value])
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["name", *(("r", "g", "b") if in_colour else ("value",))])
-        rows.writerows([c.name, *(c.value if in_colour else (c.value,))] for c in classes)
+        rows.writerows([c.name, *(c.value if isinstance(c.value, tuple) else (c.value,))] for c in classes)
 
 
 def _checked(value: Value | None) -> Value | None:
@@ -160,11 +162,15 @@ def _checked(value: Value | None) -> Value | None:
 def _value_of(numbers: Sequence[int]) -> Value:
     if len(numbers) not in (1, 3):
         raise ValueError(f"{len(numbers)} numbers are neither a value nor red, green and blue")
-    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+    if len(numbers) == 1:
+        return numbers[0]
+    red, green, blue = numbers
+    return red, green, blue
 
 
 def _hex_colour(text: str) -> Colour:
-    return tuple(bytes.fromhex(text.strip().lstrip("#")))[:3]
+    red, green, blue = bytes.fromhex(text.strip().lstrip("#"))[:3]
+    return red, green, blue
 
 
 def _text_classes(text: str) -> list[tuple[str, Value | None]]:
@@ -181,7 +187,7 @@ def _text_class(line: str) -> tuple[str, Value | None]:
         return match[1], _hex_colour(match[2])
     colour = re.fullmatch(r"(.*?)[\s,;:=]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[:\s]*", line)
     if colour:
-        return colour[1], tuple(int(colour[i]) for i in (2, 3, 4))
+        return colour[1], _value_of([int(colour[i]) for i in (2, 3, 4)])
     if match := re.fullmatch(r"(.*?)\s*[,;:=\t]\s*(\d+)", line):
         return match[1], int(match[2])
     return line.rstrip(":,; "), None
@@ -205,7 +211,7 @@ def _csv_classes(text: str) -> list[tuple[str, Value | None]]:
     for row in rows[1:]:
         value: Value | None = None
         if place["r"] is not None and place["g"] is not None and place["b"] is not None:
-            value = tuple(int(row[place[c]]) for c in "rgb")
+            value = int(row[place["r"]]), int(row[place["g"]]), int(row[place["b"]])
         elif place["value"] is not None:
             value = int(row[place["value"]])
         elif place["colour"] is not None:
@@ -259,7 +265,7 @@ def find_classes(found: FoundValues, table: Sequence[ListedClass] | None, ignore
     Raises DataError, with a file, the values and the mend, for values that mean nothing, or several things.
     """
     in_colour = any(isinstance(value, tuple) for value in found.pixels)
-    explicit = frozenset()
+    explicit: frozenset[Value] = frozenset()
     if ignore_value is not None:
         explicit = frozenset([(ignore_value,) * 3 if in_colour else ignore_value])
     if table:
@@ -271,9 +277,9 @@ def find_classes(found: FoundValues, table: Sequence[ListedClass] | None, ignore
     if table:
         classes = _listed_classes(found, values, table, explicit, in_colour)
     elif in_colour:
-        classes = _classes_of_colours(found, values, explicit)
+        classes = _classes_of_colours(found, {v for v in values if isinstance(v, tuple)}, explicit)
     else:
-        classes = _classes_of_numbers(found, values, explicit)
+        classes = _classes_of_numbers(found, {v for v in values if isinstance(v, int)}, explicit)
     if len(classes.names) < 2:
         raise DataError(
             f"there is one class alone ({classes.names[0]}; the masks hold {_listing(found.pixels)}): "
@@ -289,7 +295,8 @@ def _with_ignored(table: Sequence[ListedClass]) -> tuple[Sequence[ListedClass], 
         return table, frozenset()
     if table[0].value is None:
         table = tuple(ListedClass(c.name, place) for place, c in enumerate(table))
-    return table, frozenset(c.value for c in table if c.name.lower() in IGNORED_NAMES)
+    ignored = (c.value for c in table if c.name.lower() in IGNORED_NAMES)
+    return table, frozenset(value for value in ignored if value is not None)
 
 
 def _listing(values: Iterable[Value], most: int = 12) -> str:
@@ -396,20 +403,18 @@ def _listed_classes(
     names = tuple(c.name for c in counted)
     if counted and counted[0].value is None:
         return _named_classes(found, values, names, ignored, in_colour)
-    listed: list[Value] = [c.value for c in counted]
+    listed: list[Value] = [c.value for c in counted if c.value is not None]
     if isinstance(listed[0], tuple) and not in_colour:
-        greys = [value[0] if len(set(value)) == 1 else None for value in listed]
+        greys = [value[0] if isinstance(value, tuple) and len(set(value)) == 1 else None for value in listed]
         if values <= set(greys):
             listed = [grey if grey is not None else value for grey, value in zip(greys, listed, strict=True)]
-        elif values <= {
-            *range(len(table)),
-            IGNORE,
-        }:  # the colours are for the eye, the masks hold places in the list
+        elif values <= {*range(len(table)), IGNORE}:
+            # The colours are for the eye, the masks hold places in the list.
             places = {c.value: k for k, c in enumerate(table)}
             ignored = frozenset(places.get(value, value) for value in ignored)
             listed = [places[value] for value in listed]
     if in_colour and isinstance(listed[0], int):
-        listed = [(value,) * 3 for value in listed]
+        listed = [_rgb(value) for value in listed]
     unknown = values - set(listed) - ignored
     if unknown == {IGNORE} and set(listed) <= set(range(2 * len(listed))):
         unknown, ignored = set(), ignored | {IGNORE}
@@ -444,7 +449,7 @@ def _named_classes(
     _refuse_unknown(found, outside, numbers)
 
 
-def _refuse_unknown(found: FoundValues, unknown: set, listed: Sequence[Value]) -> None:
+def _refuse_unknown(found: FoundValues, unknown: set, listed: Sequence[Value]) -> NoReturn:
     path = found.first_file(found.rarest(unknown))
     of_file = _listing(value for value in unknown if path in found.pixels[value])
     raise DataError(

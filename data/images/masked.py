@@ -113,8 +113,10 @@ def splits_of_trimaps(
     border: Literal["pet", "background", "ignore"],
 ) -> MaskSplits:
     """Pet's pictures, or others with trimaps, with the masks that `masks_from_trimaps` makes."""
-    masked = [MaskSplit(s.images, masks_from_trimaps(s.trimaps, classes, border), s.names) for s in (train, test)]
-    return MaskSplits(*masked, ("background", "pet", "border")[: 2 if classes == "binary" else 3])
+    train_split, test_split = (
+        MaskSplit(s.images, masks_from_trimaps(s.trimaps, classes, border), s.names) for s in (train, test)
+    )
+    return MaskSplits(train_split, test_split, ("background", "pet", "border")[: 2 if classes == "binary" else 3])
 
 
 def masks_from_trimaps(

@@ -253,11 +253,12 @@ def mask_picture(numbers: np.ndarray, values: Sequence[Value], colours: Sequence
 
     drawn = np.array(values, np.uint8)[numbers]
     image = Image.fromarray(drawn)
-    if isinstance(values[0], tuple) or not are_class_numbers(sorted(values)):
+    levels = [value for value in values if isinstance(value, int)]
+    if not levels or not are_class_numbers(sorted(levels)):
         return image
     image = Image.frombytes("P", image.size, drawn.tobytes())
     palette = np.zeros((256, 3), np.uint8)
-    palette[list(values)] = colours
+    palette[levels] = colours
     image.putpalette(palette.flatten().tolist())
     return image
 
