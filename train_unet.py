@@ -373,6 +373,28 @@ def evaluate(
     return metrics, predicted, dice_of_images(counts)
 
 
+def draw_data_and_model(
+    run: Run,
+    train: MaskSplit,
+    class_names: Sequence[str],
+    statistics: dict[str, dict[str, Tensor]],
+    augmenter: JointAugmenter,
+    model: nn.Module,
+) -> None:
+    """Figures of what the run begins with. The augmenter's epoch is then another."""
+    images, masks = augmenter.preview(image_id=0, n_epochs=10)
+    write_data_figures(
+        run.figures_dir,
+        statistics,
+        train.images.cpu(),
+        train.masks.cpu(),
+        class_names,
+        augmented_images=images.cpu(),
+        augmented_masks=masks.cpu(),
+    )
+    write_model_summary(run.figures_dir / "model_summary.png", model, images[:1])
+
+
 def report_test(
     run: Run, loop: Loop, model: nn.Module, splits: MaskSplits, mean: Tensor, std: Tensor, n_updates: int
 ) -> None:
@@ -427,15 +449,15 @@ def train_variants(config: Config) -> Accelerator:
     for name, variant in VARIANTS.items():
         finished = (folders[name] / "summary.json").exists()
         if not (config.resume and finished) or config.eval_only:
-            train(replace(config, recipe=name, output_dir=str(folders[name]), **variant))
+            train_one(replace(config, recipe=name, output_dir=str(folders[name]), **variant))
     if accelerator.is_main_process and not config.find_lr:
         print(write_comparison(output_dir, folders))
     return accelerator
 
 
-def train(config: Config) -> Accelerator:
+def train_one(config: Config) -> Accelerator:
     """One run, from the data to summary.json. Returns its accelerator, whose processes are still joined."""
-    old_rules = {"valid_fraction": 0.0}  # runs of before there was a validation split
+    old_rules = {"valid_fraction": 0.0}  # runs of before there was one held out nothing
     config = settings_of_run(config, RECIPES, MAY_CHANGE, "unet", old_rules)
     accelerator = begin_run(config)
     device = accelerator.device
@@ -448,8 +470,8 @@ def train(config: Config) -> Accelerator:
     require_trainable(splits, n_parts)
     class_names, n_classes = splits.class_names, len(splits.class_names)
     statistics = {
-        name: picture_statistics(split.images, split.masks, n_classes)
-        for name, split in (("train", splits.train), ("test", splits.test))
+        "train": picture_statistics(splits.train, n_classes),
+        "test": picture_statistics(splits.test, n_classes),
     }
     mean, std = (255 * statistics["train"][name].to(device, torch.float32) for name in ("mean", "std"))
     splits = splits.to(device)
@@ -490,17 +512,7 @@ def train(config: Config) -> Accelerator:
     for note in splits.notes:
         run.print(note)
     if accelerator.is_main_process and not config.eval_only:
-        images, masks = augmenter.preview(image_id=0, n_epochs=10)
-        write_data_figures(
-            run.figures_dir,
-            statistics,
-            train.images.cpu(),
-            train.masks.cpu(),
-            class_names,
-            images.cpu(),
-            masks.cpu(),
-        )
-        write_model_summary(run.figures_dir / "model_summary.png", evaluated, images[:1])
+        draw_data_and_model(run, train, class_names, statistics, augmenter, evaluated)
     loop = Loop(
         run,
         model,
@@ -537,7 +549,7 @@ def train(config: Config) -> Accelerator:
 
 
 def main(config: Config) -> None:
-    accelerator = train_variants(config) if config.recipe == "all" else train(config)
+    accelerator = train_variants(config) if config.recipe == "all" else train_one(config)
     close_accelerator(accelerator)
 
 

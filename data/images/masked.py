@@ -134,11 +134,11 @@ def masks_from_trimaps(
     return trimaps.masked_fill(trimaps == BORDER, counts_as)
 
 
-def picture_statistics(images: Tensor, masks: Tensor, n_classes: int) -> dict[str, Tensor]:
-    """`channel_statistics` of `images` (N, 3, S, S) uint8, and "class_shares" (K,) float64.
+def picture_statistics(split: MaskSplit, n_classes: int) -> dict[str, Tensor]:
+    """`channel_statistics` of the pictures, and "class_shares" (K,) float64.
 
-    That is the share of each of the K = `n_classes` classes in all pixels of `masks` (N, S, S) uint8; what is
-    missing to 1 is ignored.
+    That is the share of each of the K = `n_classes` classes in all pixels of the masks; what is missing to 1 is
+    ignored.
     """
-    counts = masks.flatten().bincount(minlength=IGNORE + 1)[:n_classes]
-    return {**channel_statistics(images), "class_shares": counts.double() / masks.numel()}
+    counts = split.masks.flatten().bincount(minlength=IGNORE + 1)[:n_classes]
+    return {**channel_statistics(split.images), "class_shares": counts.double() / split.masks.numel()}
