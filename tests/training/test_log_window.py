@@ -113,6 +113,14 @@ def test_a_checkpoint_whose_sums_have_other_names_begins_a_new_window_and_says_s
     assert window.train_seconds == 9.0  # the time is the run's, whatever it logs
 
 
+def test_of_several_processes_one_says_that_the_window_begins_anew(fresh_accelerate, monkeypatch, capsys):
+    window = make_window()
+    window.add(sums(1.0, 1.0), 1)
+    monkeypatch.setattr(Accelerator, "is_main_process", property(lambda self: False))
+    window.add({"loss": torch.tensor(3.0)}, 1)
+    assert capsys.readouterr().err == "" and window.read()[0] == {"loss": 3.0}
+
+
 def test_other_names_after_a_log_line_are_nothing_to_speak_of(fresh_accelerate, clock, capsys):
     window = make_window()
     window.add(sums(1.0, 1.0), 1)
