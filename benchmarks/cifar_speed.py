@@ -145,8 +145,12 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
             laps.append(time.perf_counter() - lap)
         return statistics.median(laps)
 
-    ready = {"warm_up_seconds": warm_up_seconds, "device": str(device), "seconds_a_batch": seconds_a_batch(),
-             "n_parameters": sum(p.numel() for p in model.parameters())}  # fmt: skip
+    ready = {
+        "warm_up_seconds": warm_up_seconds,
+        "device": str(device),
+        "seconds_a_batch": seconds_a_batch(),
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+    }
     serve_turns(connection, ready, train_for)
 
 
@@ -154,12 +158,16 @@ def main(config: Config) -> None:
     variants = {n: v for n, v in VARIANTS.items() if not (config.skip_compile and v.get("compile"))}
     speeds, ready = take_turns(train_in_turns, config, variants, config.rounds, config.seconds)
     first = next(iter(ready.values()))
-    print(f"{config.model}, {first['n_parameters']:,} parameters, {config.batch_size} images an update, "
-          f"{first['device']}, {config.rounds} rounds of {config.seconds:g} s")  # fmt: skip
+    print(
+        f"{config.model}, {first['n_parameters']:,} parameters, {config.batch_size} images an update, "
+        f"{first['device']}, {config.rounds} rounds of {config.seconds:g} s"
+    )
     print(f"{'':26} {'images/s':>9} {'times the first':>18} {'warm-up':>9}")
     for name, values in speeds.items():
-        print(f"{name:26} {statistics.median(values):9,.0f} {ratio_text(speeds, name, to=next(iter(speeds)))} "
-              f"{ready[name]['warm_up_seconds']:7.0f} s")  # fmt: skip
+        print(
+            f"{name:26} {statistics.median(values):9,.0f} {ratio_text(speeds, name, to=next(iter(speeds)))} "
+            f"{ready[name]['warm_up_seconds']:7.0f} s"
+        )
     # From the batches' own times: the difference of two speeds of a few per cent drowns in a busy machine's noise.
     augmenting = ready["+ mixed precision"]["seconds_a_batch"] - ready["no augmentation"]["seconds_a_batch"]
     step = config.batch_size / statistics.median(speeds["+ mixed precision"])

@@ -93,9 +93,14 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     accelerator = open_accelerator()
     splits = load_text_splits("phrasebook", "", ("de", "en"), train_files=config.train_files)
     corpus = TranslationCorpus(
-        splits, kind=settings.tokenizer, vocab_size=settings.vocab_size, min_frequency=settings.min_frequency,
-        lowercase=False, joint=False, max_len=settings.max_len,
-    )  # fmt: skip
+        splits,
+        kind=settings.tokenizer,
+        vocab_size=settings.vocab_size,
+        min_frequency=settings.min_frequency,
+        lowercase=False,
+        joint=False,
+        max_len=settings.max_len,
+    )
     pairs, lengths = corpus.train, (corpus.train.source.lengths, corpus.train.target.lengths)
     source_size, target_size = (tokenizer.vocab_size for tokenizer in corpus.tokenizers.values())
     planner = BatchPlanner(pairs, config.max_tokens)
@@ -186,13 +191,17 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
 def main(config: Config) -> None:
     speeds, ready = take_turns(train_in_turns, config, VARIANTS, config.rounds, config.seconds)
     first = ready["one call"]
-    print(f"{first['n_parameters']:,} parameters, {first['sentences']} sentences an update, {config.precision} "
-          f"precision, {first['device']} ({first['threads']} threads), "
-          f"{config.rounds} rounds of {config.seconds:g} s")  # fmt: skip
+    print(
+        f"{first['n_parameters']:,} parameters, {first['sentences']} sentences an update, {config.precision} "
+        f"precision, {first['device']} ({first['threads']} threads), "
+        f"{config.rounds} rounds of {config.seconds:g} s"
+    )
     print(f"{'':26} {'padding':>8} {'target tokens/s':>16} {'one call, times as fast':>26}")
     for name, values in speeds.items():
-        print(f"{name:26} {ready[name]['padding']:8.1%} {statistics.median(values):16,.0f} "
-              f"{ratio_text(speeds, 'one call', to=name):>26}")  # fmt: skip
+        print(
+            f"{name:26} {ready[name]['padding']:8.1%} {statistics.median(values):16,.0f} "
+            f"{ratio_text(speeds, 'one call', to=name):>26}"
+        )
     for name, values in ready.items():
         if values["profile"]:
             print(f"\n{name}: {config.profile_updates} updates\n{values['profile']}")

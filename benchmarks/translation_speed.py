@@ -57,9 +57,13 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
 
     torch.set_num_threads(os.cpu_count() or 1)
     settings = replace(
-        script.RECIPES["opus-en-it"][1], d_model=config.d_model, n_heads=config.n_heads,
-        n_encoder_layers=config.n_layers, n_decoder_layers=config.n_layers, d_ff=config.d_ff,
-    )  # fmt: skip
+        script.RECIPES["opus-en-it"][1],
+        d_model=config.d_model,
+        n_heads=config.n_heads,
+        n_encoder_layers=config.n_layers,
+        n_decoder_layers=config.n_layers,
+        d_ff=config.d_ff,
+    )
     accelerator = open_accelerator()
     splits = load_text_splits("phrasebook", "", ("en", "it"), train_files=config.train_files)
     corpus = TranslationCorpus(
@@ -108,14 +112,18 @@ def main(config: Config) -> None:
     variants = {n: v for n, v in VARIANTS.items() if not (config.skip_compile and v["compile"])}
     speeds, ready = take_turns(train_in_turns, config, variants, config.rounds, config.seconds)
     first = next(iter(ready.values()))
-    print(f"{first['n_parameters']:,} parameters, {config.max_tokens} tokens an update, {first['device']}, "
-          f"{config.rounds} rounds of {config.seconds:g} s")  # fmt: skip
+    print(
+        f"{first['n_parameters']:,} parameters, {config.max_tokens} tokens an update, {first['device']}, "
+        f"{config.rounds} rounds of {config.seconds:g} s"
+    )
 
     print(f"{'':20} {'padding':>8} {'target tokens/s':>16} {'times the first':>18} {'warm-up':>9}")
     for name, values in speeds.items():
         times_the_first = ratio_text(speeds, name, to=next(iter(speeds)))
-        print(f"{name:20} {ready[name]['padding']:8.1%} {statistics.median(values):16,.0f} "
-              f"{times_the_first} {ready[name]['warm_up_seconds']:7.0f} s")  # fmt: skip
+        print(
+            f"{name:20} {ready[name]['padding']:8.1%} {statistics.median(values):16,.0f} "
+            f"{times_the_first} {ready[name]['warm_up_seconds']:7.0f} s"
+        )
     if config.output:
         Path(config.output).write_text(json.dumps({"tokens_per_second": speeds, "ready": ready}, indent=1) + "\n")
 

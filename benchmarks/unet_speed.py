@@ -167,29 +167,39 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         return statistics.median(laps)
 
     ready = {
-        "warm_up_seconds": warm_up_seconds, "device": str(device), "seconds_a_batch": seconds_a_batch(),
-        "batch_size": settings.batch_size, "n_parameters": sum(p.numel() for p in model.parameters()),
-    }  # fmt: skip
+        "warm_up_seconds": warm_up_seconds,
+        "device": str(device),
+        "seconds_a_batch": seconds_a_batch(),
+        "batch_size": settings.batch_size,
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+    }
     serve_turns(connection, ready, train_for)
 
 
 def main(config: Config) -> None:
     variants = {
-        name: variant for name, variant in VARIANTS.items()
+        name: variant
+        for name, variant in VARIANTS.items()
         if not (config.skip_compile and variant.get("compile")) and (config.data_dir or variant["resident"])
-    }  # fmt: skip
+    }
     speeds, ready = take_turns(train_in_turns, config, variants, config.rounds, config.seconds)
     first = next(iter(ready.values()))
-    print(f"{config.recipe}, {first['n_parameters']:,} parameters, {config.image_size}x{config.image_size} pixels, "
-          f"{first['device']}, {config.rounds} rounds of {config.seconds:g} s")  # fmt: skip
+    print(
+        f"{config.recipe}, {first['n_parameters']:,} parameters, {config.image_size}x{config.image_size} pixels, "
+        f"{first['device']}, {config.rounds} rounds of {config.seconds:g} s"
+    )
     print(f"{'':26} {'images/s':>9} {'times the first':>18} {'warm-up':>9}")
     for name, values in speeds.items():
-        print(f"{name:26} {statistics.median(values):9,.1f} {ratio_text(speeds, name, to=next(iter(speeds)))} "
-              f"{ready[name]['warm_up_seconds']:7.0f} s")  # fmt: skip
+        print(
+            f"{name:26} {statistics.median(values):9,.1f} {ratio_text(speeds, name, to=next(iter(speeds)))} "
+            f"{ready[name]['warm_up_seconds']:7.0f} s"
+        )
     augmenting = ready["+ mixed precision"]["seconds_a_batch"] - ready["no augmentation"]["seconds_a_batch"]
     speed, size = statistics.median(speeds["+ mixed precision"]), first["batch_size"]
-    print(f"augmentation: {1e3 * augmenting:.2f} ms of a training step of {1e3 * size / speed:.1f} ms, "
-          f"{augmenting * speed / size:.1%}")  # fmt: skip
+    print(
+        f"augmentation: {1e3 * augmenting:.2f} ms of a training step of {1e3 * size / speed:.1f} ms, "
+        f"{augmenting * speed / size:.1%}"
+    )
     if config.output:
         Path(config.output).write_text(json.dumps({"images_per_second": speeds, "ready": ready}, indent=1) + "\n")
 

@@ -43,8 +43,13 @@ def load_from_hub(
             return datasets.load_dataset(dataset, data_dir=config, revision=revision)
         return datasets.load_dataset(dataset, config, revision=revision)
     except Exception as error:
-        expected = (ConnectionError, TimeoutError, ssl.SSLError, LocalEntryNotFoundError,
-                    datasets.exceptions.DatasetNotFoundError)  # fmt: skip
+        expected = (
+            ConnectionError,
+            TimeoutError,
+            ssl.SSLError,
+            LocalEntryNotFoundError,
+            datasets.exceptions.DatasetNotFoundError,
+        )
         if not any(isinstance(link, expected) for link in _chain(error)):
             raise
         name = dataset if config is None else f"{dataset} ({config})"

@@ -42,9 +42,12 @@ def write_data_figures(
     titles = [class_names[k] for k in labels[shown].tolist()]
     plot_image_grid(folder / "samples.png", images[shown], titles, n_columns=10, title="Training images")
     plot_image_grid(
-        folder / "augmentations.png", augmented, [f"epoch {i}" for i in range(len(augmented))], n_columns=10,
+        folder / "augmentations.png",
+        augmented,
+        [f"epoch {i}" for i in range(len(augmented))],
+        n_columns=10,
         title="One training image as the epochs show it",
-    )  # fmt: skip
+    )
 
 
 def write_result_figures(
@@ -65,5 +68,10 @@ def write_result_figures(
             f"true: {class_names[int(labels[i])]}\npredicted: {class_names[int(predicted[i])]}, {confidence[i]:.0%}"
             for i in worst.tolist()
         ]
-        plot_image_grid(folder / "misclassified.png", images[worst], titles, n_columns=5,
-                        title="The most confident mistakes on the test split")  # fmt: skip
+        plot_image_grid(
+            folder / "misclassified.png",
+            images[worst],
+            titles,
+            n_columns=5,
+            title="The most confident mistakes on the test split",
+        )

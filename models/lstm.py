@@ -65,9 +65,16 @@ class BidirectionalLayer(nn.Module):
         x = F.pad(torch.cat([x, padding[:, :, None].to(x.dtype)], 2), (0, n_zeros))
         start = x.new_zeros(2, n_rows, h)
         outputs, _, cell = torch.lstm(
-            x, (start, start), weights, has_biases=True, num_layers=1, dropout=0.0, train=self.training,
-            bidirectional=True, batch_first=True,
-        )  # fmt: skip
+            x,
+            (start, start),
+            weights,
+            has_biases=True,
+            num_layers=1,
+            dropout=0.0,
+            train=self.training,
+            bidirectional=True,
+            batch_first=True,
+        )
         last = (~padding).sum(1) - 1
         rows = torch.arange(n_rows, device=x.device)
         hidden = torch.cat([outputs[rows, last, :h], outputs[:, 0, h:]], 1)

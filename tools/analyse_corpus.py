@@ -90,63 +90,114 @@ def tables(analysis: CorpusAnalysis, languages: Languages) -> list[Table]:
     def both(columns: dict[str, str]) -> dict[str, str]:
         return {f"{language} {name}": form for language in languages for name, form in columns.items()}
 
+    def of_vocabulary(side: int, f: int) -> list:
+        shares = [float(analysis.unknown[split][side, f]) for split in ("valid", "test")]
+        return [int(analysis.vocabulary[side, f]), *shares]
+
     sizes = Table(
-        "sizes", "Sizes",
-        {"split": TEXT, "language": TEXT, "sentences": COUNT, "tokens": COUNT, "types": COUNT,
-         "types/tokens": "{:.4f}"},
-        [[title, language, len(side.lengths), side.n_tokens, side.n_types, side.n_types / side.n_tokens]
-         for name, title in SPLITS.items()
-         for language, side in zip(languages, analysis.counted[name], strict=True)],
-    )  # fmt: skip
+        "sizes",
+        "Sizes",
+        {
+            "split": TEXT,
+            "language": TEXT,
+            "sentences": COUNT,
+            "tokens": COUNT,
+            "types": COUNT,
+            "types/tokens": "{:.4f}",
+        },
+        [
+            [title, language, len(side.lengths), side.n_tokens, side.n_types, side.n_types / side.n_tokens]
+            for name, title in SPLITS.items()
+            for language, side in zip(languages, analysis.counted[name], strict=True)
+        ],
+    )
     occurrences = Table(
-        "occurrences", "Words by number of occurrences in training: types and tokens, and their shares of all",
+        "occurrences",
+        "Words by number of occurrences in training: types and tokens, and their shares of all",
         {"occurrences": TEXT, **both({"types": COUNT, "of types": SHARE, "tokens": COUNT, "of tokens": SHARE})},
-        [[*source.values(), *list(target.values())[1:]]
-         for source, target in zip(*map(words_by_occurrences, train), strict=True)],
-    )  # fmt: skip
+        [
+            [*source.values(), *list(target.values())[1:]]
+            for source, target in zip(*map(words_by_occurrences, train), strict=True)
+        ],
+    )
     unknown = Table(
-        "unknown", "Entries of the vocabulary, special tokens counted, and share of held-out tokens unknown",
+        "unknown",
+        "Entries of the vocabulary, special tokens counted, and share of held-out tokens unknown",
         {"min_frequency": TEXT, **both({"entries": COUNT, "validation": SHARE, "test": SHARE})},
-        [[f + 1, *(value for side in (0, 1) for value in (
-            int(analysis.vocabulary[side, f]), *(float(analysis.unknown[s][side, f]) for s in ("valid", "test"))))]
-         for f in range(HIGHEST_MIN_FREQUENCY)],
-    )  # fmt: skip
+        [[f + 1, *of_vocabulary(0, f), *of_vocabulary(1, f)] for f in range(HIGHEST_MIN_FREQUENCY)],
+    )
     of_language = [(language, number_words(side)) for language, side in sides]
     numbers = Table(
-        "numbers", "Digits and numbers in training",
-        {"language": TEXT, "tokens with digits": COUNT, "of tokens": SHARE, "types with digits": COUNT,
-         "numbers": COUNT, "distinct numbers": COUNT},
-        [[language, *(n[key] for key in ("digit_tokens", "digit_token_share", "digit_types", "numbers",
-                                         "distinct_numbers"))] for language, n in of_language],
-    )  # fmt: skip
+        "numbers",
+        "Digits and numbers in training",
+        {
+            "language": TEXT,
+            "tokens with digits": COUNT,
+            "of tokens": SHARE,
+            "types with digits": COUNT,
+            "numbers": COUNT,
+            "distinct numbers": COUNT,
+        },
+        [
+            [
+                language,
+                n["digit_tokens"],
+                n["digit_token_share"],
+                n["digit_types"],
+                n["numbers"],
+                n["distinct_numbers"],
+            ]
+            for language, n in of_language
+        ],
+    )
     ways = Table(
         "number_ways",
         "The same text with numbers digit by digit (as the word tokenizer has them), whole, and masked",
         {"language": TEXT, "each number as": TEXT, "types": COUNT, "fewer than whole": COUNT, "tokens": COUNT},
-        [[language, title, n["ways"][way]["types"], n["ways"]["whole"]["types"] - n["ways"][way]["types"],
-          n["ways"][way]["tokens"]] for language, n in of_language for way, title in WAYS.items()],
-    )  # fmt: skip
+        [
+            [
+                language,
+                title,
+                n["ways"][way]["types"],
+                n["ways"]["whole"]["types"] - n["ways"][way]["types"],
+                n["ways"][way]["tokens"],
+            ]
+            for language, n in of_language
+            for way, title in WAYS.items()
+        ],
+    )
     lengths = Table(
-        "lengths", "Tokens of a training sentence, end mark not counted: mean, median, quantiles",
-        {"language": TEXT, "mean": "{:.2f}", "median": "{:g}", "90 %": COUNT, "95 %": COUNT, "99 %": COUNT,
-         "max": COUNT},
+        "lengths",
+        "Tokens of a training sentence, end mark not counted: mean, median, quantiles",
+        {
+            "language": TEXT,
+            "mean": "{:.2f}",
+            "median": "{:g}",
+            "90 %": COUNT,
+            "95 %": COUNT,
+            "99 %": COUNT,
+            "max": COUNT,
+        },
         [[language, *length_summary(side.lengths).values()] for language, side in sides],
-    )  # fmt: skip
+    )
     ratio = Table(
-        "length_ratio", f"{languages[1]} tokens for each {languages[0]} token of a training pair: mean, quantiles",
+        "length_ratio",
+        f"{languages[1]} tokens for each {languages[0]} token of a training pair: mean, quantiles",
         {name: "{:.2f}" for name in ("mean", "1 %", "5 %", "median", "95 %", "99 %")},
         [list(length_ratio_summary(*train).values())],
-    )  # fmt: skip
+    )
     too_long = Table(
-        "too_long", "Share of training lost at a maximum length: either side, end mark counted, is longer",
+        "too_long",
+        "Share of training lost at a maximum length: either side, end mark counted, is longer",
         {"max_len": TEXT, "pairs": "{:.3%}", **both({"tokens": "{:.3%}"})},
         [[max_len, *losses.at(max_len).values()] for max_len in MAX_LENS],
-    )  # fmt: skip
+    )
     suspicious = Table(
-        "suspicious", "Duplicates and suspicious pairs in training, after what cleaning has dropped",
+        "suspicious",
+        "Duplicates and suspicious pairs in training, after what cleaning has dropped",
         {"what": TEXT, "count": COUNT, "share": SHARE, "of": COUNT, "unit": TEXT},
         [[f.name, f.count, f.count / f.total, f.total, f.unit] for f in analysis.findings],
-    )  # fmt: skip
+    )
     return [sizes, occurrences, unknown, numbers, ways, lengths, ratio, too_long, suspicious]
 
 
@@ -275,9 +326,15 @@ def track(config: Config, name: str, output_dir: Path, sections: list[Table], fi
             logged_in = False
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
         run = wandb.init(
-            project=PROJECT, group="corpus", job_type=name, name=f"corpus/{name}", config=asdict(config),
-            dir=str(output_dir), mode=mode, settings=wandb.Settings(silent=True, console="off"),
-        )  # fmt: skip
+            project=PROJECT,
+            group="corpus",
+            job_type=name,
+            name=f"corpus/{name}",
+            config=asdict(config),
+            dir=str(output_dir),
+            mode=mode,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
         run.log(
             {f"tables/{t.name}": wandb.Table(columns=list(t.columns), data=t.rows) for t in sections}
             | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
@@ -313,12 +370,19 @@ def report(config: Config) -> None:
     """Load, count, write and print. Raises DataError for a corpus that cannot be used."""
     name, languages = corpus_name(config)
     splits = load_text_splits(
-        config.dataset, config.dataset_config, config.languages or ("en", "it"), data_dir=config.data_dir or None,
-        dataset_revision=config.dataset_revision or None, train_files=config.train_files,
-        valid_files=config.valid_files, test_files=config.test_files, extra_test_files=config.extra_test_files,
-        valid_fraction=config.valid_fraction, test_fraction=config.test_fraction,
+        config.dataset,
+        config.dataset_config,
+        config.languages or ("en", "it"),
+        data_dir=config.data_dir or None,
+        dataset_revision=config.dataset_revision or None,
+        train_files=config.train_files,
+        valid_files=config.valid_files,
+        test_files=config.test_files,
+        extra_test_files=config.extra_test_files,
+        valid_fraction=config.valid_fraction,
+        test_fraction=config.test_fraction,
         max_length_ratio=config.max_length_ratio,
-    )  # fmt: skip
+    )
     analysis = analyse(splits, config.lowercase)
     sections = tables(analysis, languages)
     text = report_text(name, splits, sections, analysis, languages)

@@ -63,9 +63,12 @@ def plot_runs(runs: dict[str, Path], values: tuple[str, ...], over: str, title: 
                     has = sorted({key for row in rows for key in row if "/" in key})
                     raise UsageError(f"{path} has no {value} over {over}; it has {', '.join(has)}")
                 ax.plot(
-                    *zip(*points, strict=True), color=f"C{index % 10}", label=None if seed else label,
-                    marker="." if len(points) <= 50 else "", linewidth=1.2,
-                )  # fmt: skip
+                    *zip(*points, strict=True),
+                    color=f"C{index % 10}",
+                    label=None if seed else label,
+                    marker="." if len(points) <= 50 else "",
+                    linewidth=1.2,
+                )
     for ax, value in zip(panels, values, strict=True):
         ax.set_title(readable_name(value), fontsize=11)
         ax.set_xlabel(AXES[over])

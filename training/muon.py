@@ -191,9 +191,21 @@ class MuonAdamW(Optimizer):
         exp_avgs, exp_avg_sqs, steps = kept
         beta1, beta2 = group["betas"]
         adamw(
-            params, _gradients(params), exp_avgs, exp_avg_sqs, [], steps, fused=group["fused"], amsgrad=False,
-            beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=1e-8, maximize=False,
-        )  # fmt: skip
+            params,
+            _gradients(params),
+            exp_avgs,
+            exp_avg_sqs,
+            [],
+            steps,
+            fused=group["fused"],
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=1e-8,
+            maximize=False,
+        )
 
     def _step_matrices(self, params: list[Tensor], group: dict) -> None:
         for p in params:

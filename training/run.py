@@ -160,8 +160,12 @@ def git_commit() -> str | None:
     try:
         run = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, check=True, timeout=10,
-        )  # fmt: skip
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return run.stdout.strip()
@@ -278,9 +282,14 @@ class Run:
         hidden = not self.accelerator.is_main_process or self.config.eval_only
         interval = 0.2 if sys.stderr.isatty() else 30.0
         return tqdm(
-            total=total_steps, initial=step, unit="update", dynamic_ncols=True, disable=hidden,
-            mininterval=interval, maxinterval=max(interval, 10.0),
-        )  # fmt: skip
+            total=total_steps,
+            initial=step,
+            unit="update",
+            dynamic_ncols=True,
+            disable=hidden,
+            mininterval=interval,
+            maxinterval=max(interval, 10.0),
+        )
 
     # -- signals ------------------------------------------------------------------------------------------
 

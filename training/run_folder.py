@@ -98,8 +98,12 @@ def claim_folder(folder: Path) -> None:
     handle = _lock(folder)
     try:
         if handle is not None:
-            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-                     "command": shlex.join(sys.argv)}  # fmt: skip
+            owner = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+                "command": shlex.join(sys.argv),
+            }
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps(owner).encode(), 0)
     except OSError as error:

@@ -195,8 +195,12 @@ def _to_pixels(rows: ImageRows, image_size: int, n_channels: int) -> np.ndarray:
 
         return {"images": _in_threads(one, len(rows.images), image_size, n_channels)}
 
-    settings = {"image_size": image_size, "n_channels": n_channels,
-                "pillow": pillow_version, "format": _CACHE_FORMAT}  # fmt: skip
+    settings = {
+        "image_size": image_size,
+        "n_channels": n_channels,
+        "pillow": pillow_version,
+        "format": _CACHE_FORMAT,
+    }
     return cached_arrays(content_key(settings, rows.images), ("images",), decode)["images"]
 
 

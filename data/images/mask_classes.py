@@ -21,9 +21,21 @@ Colour = tuple[int, int, int]
 Value = int | Colour
 
 TABLE_NAMES = {
-    "classes", "_classes", "class_names", "classnames", "class_dict", "labels", "labelmap", "label_map",
-    "label_colors", "label_colours", "label_names", "colormap", "codes", "names",
-}  # fmt: skip
+    "classes",
+    "_classes",
+    "class_names",
+    "classnames",
+    "class_dict",
+    "labels",
+    "labelmap",
+    "label_map",
+    "label_colors",
+    "label_colours",
+    "label_names",
+    "colormap",
+    "codes",
+    "names",
+}
 TABLE_SUFFIXES = {".txt", ".csv", ".json"}
 IGNORED_NAMES = {"ignore", "ignored", "void"}  # a class of this name is neither learned nor scored
 MEND = "list the classes in classes.csv, a line NAME,VALUE or NAME,RED,GREEN,BLUE each"
@@ -231,8 +243,14 @@ def _json_value(value) -> Value:
 def _json_classes(text: str) -> list[tuple[str, Value | None]]:
     found = json.loads(text)
     while isinstance(found, dict):
-        inner = next((found[key] for key in ("classes", "labels", "categories", "items")
-                      if isinstance(found.get(key), list | dict)), None)  # fmt: skip
+        inner = next(
+            (
+                found[key]
+                for key in ("classes", "labels", "categories", "items")
+                if isinstance(found.get(key), list | dict)
+            ),
+            None,
+        )
         if inner is None:
             break
         found = inner

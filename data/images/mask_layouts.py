@@ -101,8 +101,10 @@ def find_pairs(data_dir: Path) -> SplitPairs:
     if not pictures or not masks:
         raise DataError(f"{data_dir} holds no pictures with masks: give a folder with {LAYOUTS}")
     matched, without_mask, without_picture = _match(pictures, masks)
-    pairs = {picture.relative: Pair(str(picture.relative.with_suffix("")), picture.path, mask.path)
-             for picture, mask in matched}  # fmt: skip
+    pairs = {
+        picture.relative: Pair(str(picture.relative.with_suffix("")), picture.path, mask.path)
+        for picture, mask in matched
+    }
     if not pairs:
         raise DataError(
             f"{data_dir}: no picture has a mask of its name, such as {without_mask[0].relative} and "
@@ -132,8 +134,11 @@ def _image_files(data_dir: Path) -> list[Path]:
             continue
         seen.add(os.path.realpath(folder))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__MACOSX")))
-        found += [Path(folder, name) for name in sorted(names)
-                  if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]  # fmt: skip
+        found += [
+            Path(folder, name)
+            for name in sorted(names)
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+        ]
     return found
 
 
@@ -222,8 +227,11 @@ def _without_drawings(masks: Sequence[_File], pictures: Sequence[_File]) -> list
         return plain != file.stem and _without_words(plain, _MASK_WORDS).casefold() in names
 
     masks = [file for file in masks if file.stem.casefold() in names or not is_drawing(file)]
-    trained = {file.path.with_name(file.path.name.replace("labelTrainIds", "labelIds"))
-               for file in masks if "labelTrainIds" in file.path.name}  # fmt: skip
+    trained = {
+        file.path.with_name(file.path.name.replace("labelTrainIds", "labelIds"))
+        for file in masks
+        if "labelTrainIds" in file.path.name
+    }
     return [file for file in masks if file.path not in trained]
 
 

@@ -146,9 +146,13 @@ def length_summary(lengths: np.ndarray) -> dict[str, float]:
     """Mean, median, quantiles ("q90": the least length that 90 % of the sentences do not exceed) and "max"."""
     q90, q95, q99 = np.quantile(lengths, (0.90, 0.95, 0.99), method="inverted_cdf").tolist()
     return {
-        "mean": float(lengths.mean()), "median": float(np.median(lengths)),
-        "q90": q90, "q95": q95, "q99": q99, "max": int(lengths.max()),
-    }  # fmt: skip
+        "mean": float(lengths.mean()),
+        "median": float(np.median(lengths)),
+        "q90": q90,
+        "q95": q95,
+        "q99": q99,
+        "max": int(lengths.max()),
+    }
 
 
 def length_ratio_summary(source: CountedText, target: CountedText) -> dict[str, float]:
