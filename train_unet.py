@@ -347,6 +347,9 @@ def train(config: Config) -> None:
         config.contrast, config.saturation, config.hue, config.background_mix, config.cutmix,
     )  # fmt: skip
     augmenter = JointAugmenter(train_images, train_masks.to(device), augmentation, mean, std, config.seed)
+    if 2**config.depth > config.image_size:
+        most = config.image_size.bit_length() - 1
+        raise UsageError(f"--depth {config.depth} halves {config.image_size} pixels below one: give at most {most}")
     model = build_within_memory(partial(build_model, config, len(class_names)), device)
     model = model.to(device, memory_format=torch.channels_last)
     update_size = config.batch_size * n_parts
