@@ -249,6 +249,9 @@ def build_augmenter(config: Config, split: MaskSplit, mean: Tensor, std: Tensor)
 
 def build_model(config: Config, n_classes: int) -> UNet:
     """The net: normalised pictures (B, 3, S, S) -> logits (B, 1, S, S) of two classes, (B, K, S, S) of K > 2."""
+    if 2**config.depth > config.image_size:
+        most = config.image_size.bit_length() - 1
+        raise UsageError(f"--depth {config.depth} halves {config.image_size} pixels below one: give at most {most}")
     try:
         return UNet(
             n_outputs=1 if n_classes == 2 else n_classes,

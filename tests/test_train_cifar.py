@@ -22,9 +22,10 @@ from two_processes import on_processes
 import train_cifar
 from data.images.drawn_shapes import drawn_shapes
 from data.images.labelled import LabelledImages
-from train_cifar import RECIPES, build_model, build_optimizer, evaluate
+from train_cifar import RECIPES, Config, build_model, build_optimizer, check_side, evaluate
 from training.checkpoints import list_checkpoints, step_of
 from training.cli import run_script
+from training.errors import UsageError
 from training.run_folder import claim_folder, release_folders
 
 pytestmark = pytest.mark.training
@@ -514,3 +515,12 @@ def test_bad_data_and_flags_are_one_line_and_exit_code_2(train, tmp_path, capsys
         lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
         assert len(lines) == 1 and lines[0].startswith("error:") and named in lines[0]
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model, smallest", [("speednet", 17), ("resnet", 16), ("ultimus", 8)])
+def test_images_too_small_for_the_net_are_refused_before_training(model, smallest):
+    check_side(model, smallest)
+    with pytest.raises(UsageError, match=f"--model {model} needs images of {smallest} pixels"):
+        check_side(model, smallest - 1)
+    images = torch.zeros(1, 3, smallest, smallest)  # at the smallest size, one image at a time can be trained on
+    build_model(Config(recipe="demo", model=model), 2).train()(images)

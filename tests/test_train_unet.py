@@ -550,3 +550,10 @@ def test_bad_data_and_flags_are_one_line_and_exit_code_2(train, tmp_path, capsys
         (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
         assert line.startswith("error:") and named in line
     assert not (tmp_path / "run").exists()
+
+
+def test_no_side_is_halved_below_one_pixel(train, tmp_path, capsys):
+    assert train(tmp_path / "run", "--image_size", 16, "--depth", 5, "--width", 2) == 2
+    assert "--depth 5 halves 16 pixels below one: give at most 4" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert train(tmp_path / "run", "--image_size", 16, "--depth", 4, "--width", 2, "--max_train_steps", 1) == 0
