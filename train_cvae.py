@@ -19,7 +19,7 @@ hour: see --eval_only --iw_samples 100.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,14 @@ from figures.vae import plot_active_units, write_latent_map, write_pictures
 from models.cvae import CVAE, CVAEOutput, drop_labels
 from models.elbo import free_bits
 from models.generative_model import GenerativeModel
-from models.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedGaussian, LogisticMixture, bits_per_dim
+from models.likelihoods import (
+    Bernoulli,
+    ContinuousBernoulli,
+    DiscretisedGaussian,
+    Likelihood,
+    LogisticMixture,
+    bits_per_dim,
+)
 from training.checkpoints import load_weights
 from training.cli import PathFlag, run_script
 from training.errors import UsageError
@@ -228,12 +235,13 @@ def find_judge(config: Config, splits: ImageSplits, device: torch.device) -> Jud
 
 def build_model(config: Config, n_classes: int) -> GenerativeModel:
     """The CVAE with the likelihood of its outputs, and the probe and the classifier that make it heed the label."""
-    likelihood = {
+    likelihoods: dict[str, Callable[[], Likelihood]] = {
         "bernoulli": Bernoulli,
         "continuous_bernoulli": ContinuousBernoulli,
         "logistic_mixture": partial(LogisticMixture, config.n_mixtures),
         "gaussian": partial(DiscretisedGaussian, config.channels),
-    }[config.likelihood]()
+    }
+    likelihood = likelihoods[config.likelihood]()
     try:
         cvae = CVAE(
             n_classes,
@@ -498,7 +506,7 @@ def main(config: Config) -> None:
 
     # --- model and optimizer, new or from a checkpoint
     model = build_within_memory(partial(build_model, config, len(splits.class_names)), device)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     checkpoint = checkpoint_to_resume(config, files)
     model, optimizer, ema, state = prepare_training(accelerator, model, build_optimizer, config, checkpoint)
     evaluated = weights_to_evaluate(accelerator, model, ema)

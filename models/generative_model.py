@@ -126,14 +126,15 @@ class GenerativeModel(nn.Module):
         That is the importance-weighted one (models/elbo.py), in nats. The noise is of `generator`, on the device.
         """
         posterior = self.cvae.infer(scaled(targets), labels)
-        draws, log_weights = [], []
-        for _ in range(n_draws):
+        log_weights = []
+        for draw in range(n_draws):
             noise = torch.randn(len(labels), self.cvae.n_noise, generator=generator, device=targets.device)
             output = self.cvae.draw(posterior, labels, noise)
             log_prob = self.likelihood.log_prob(output.parameters, targets)
             log_weights.append(log_prob - output.log_ratio)
-            draws = draws or [log_prob, output]
-        return *draws, importance_weighted_bound(torch.stack(log_weights))
+            if draw == 0:
+                first = log_prob, output
+        return *first, importance_weighted_bound(torch.stack(log_weights))
 
 
 def scaled(targets: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from training.checkpoints import find_checkpoint, load_weights, read_state
+from training.checkpoints import checkpoint_of_run, load_weights, read_state
 from training.errors import UsageError
 from training.resuming import saved_settings
 from training.run import RunConfig
@@ -48,7 +48,8 @@ class FinishedRun(Generic[C]):
         """
         model = build_model(self.config, len(self.data["class_names"]))
         load_weights(model, self.checkpoint)
-        return model.to(device, memory_format=torch.channels_last).eval()
+        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
+        return model.eval()
 
 
 def open_run(
@@ -59,7 +60,7 @@ def open_run(
     `kind` is the script's Config; `old_rules` are what held in runs of before a field was there, where that is not
     its default. Raises UsageError where there is no sound checkpoint, and where it is of another script.
     """
-    checkpoint = find_checkpoint(str(run), Path(run), prefer_best=True)
+    checkpoint = checkpoint_of_run(run)
     state = read_state(checkpoint)
     theirs = state.get("script")
     if script != theirs and (theirs is not None or _FLAG_OF[script] not in state["config"]):
