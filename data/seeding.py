@@ -26,12 +26,13 @@ class Stream(IntEnum):
     LATENT_NOISE = 6  # what the CVAE's objective draws: flips, pixels, withheld labels, latents (epoch, update)
     TRAINING_PIXELS = 7  # training images that are binarised once ()
     TEST_PIXELS = 8  # test images, binarised ()
-    BOUND = 9  # latents of test images, for the bounds (batch)
+    BOUND = 9  # latents of evaluated images, for the bounds (batch)
     LABEL_HITS = 10  # pictures that a classifier judges (batch)
     FIGURES = 11  # pictures of a figure (figure)
     SAMPLES = 12  # pictures that tools.sample draws (class)
     TRANSLATIONS = 13  # sentences that tools.translate samples (sentence)
     LABEL_PROBE = 14  # initial weights of what reads the label from the latent ()
+    VALIDATION_PIXELS = 15  # validation images, binarised ()
 
 
 def seeded_rng(stream: Stream, seed: int, *key: int) -> np.random.Generator:

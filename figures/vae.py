@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.seeding import Stream, seeded_generator
 from figures.curves import new_figure, save_png
 from figures.images import SMALL_IMAGE, plot_image_grid
+from models.cvae_pictures import drawn, interpolated, reconstructed, relabelled, wrong_labels
+from models.generative_model import GenerativeModel
 
 MAX_CLASSES = 20
 MAX_POINTS = 5000  # of a latent map
@@ -24,6 +27,51 @@ PAIR_MARGIN = 10  # pixels of white on the outer sides of a pair, which bring it
 
 
 # --- pictures ---
+
+
+@torch.no_grad()
+def write_pictures(
+    folder: Path,
+    model: GenerativeModel,
+    images: Tensor,
+    targets: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    seed: int,
+) -> None:
+    """Write the PNGs of what the model makes of images (N, C, S, S) uint8 with `targets` and labels (N,).
+
+    wrong_labels, reconstructions, relabelled, interpolations and prior_samples; of the first 25 images. All are on
+    the model's device.
+    """
+    model.eval()
+    n_classes, device = len(class_names), images.device
+    images, targets, true = images[:25].cpu(), targets[:25], labels[:25]
+    generator = seeded_generator(device, Stream.FIGURES, seed, 0)
+
+    given = wrong_labels(true, n_classes, generator)
+    outputs = relabelled(model, targets, true, given, generator).cpu()
+    write_wrong_labels(folder / "wrong_labels.png", images, true.cpu(), given.cpu(), outputs, class_names)
+
+    outputs = reconstructed(model, targets, true, generator).cpu()
+    write_reconstructions(folder / "reconstructions.png", images, true.cpu(), outputs, class_names)
+
+    under_each = []
+    for k in range(n_classes):
+        same_draw = seeded_generator(device, Stream.FIGURES, seed, 1)  # of the latent, for all labels
+        under_each.append(relabelled(model, targets[:10], true[:10], torch.full_like(true[:10], k), same_draw))
+    outputs = torch.stack(under_each, 1).cpu()
+    write_relabelled(folder / "relabelled.png", images[:10], outputs, true[:10].cpu(), class_names)
+
+    n_pairs = len(targets) // 2
+    first, last = true[:n_pairs], true[-n_pairs:]
+    outputs = interpolated(model, targets[:n_pairs], first, targets[-n_pairs:], last, n_steps=9).cpu()
+    rows = [f"{class_names[a]} to {class_names[b]}" for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+    write_interpolations(folder / "interpolations.png", outputs[:8], rows[:8])
+
+    of_each = torch.arange(n_classes, device=device).repeat_interleave(10)
+    samples = drawn(model, of_each, generator).unflatten(0, (n_classes, 10)).cpu()
+    write_prior_samples(folder / "prior_samples.png", samples, class_names)
 
 
 def write_wrong_labels(
@@ -281,9 +329,13 @@ def plot_active_units(path: Path, kl_of_units: Tensor, threshold: float = 0.01) 
     ):
         if start < end:
             ax.stairs(
-                bars[start:end], edges[start : end + 1].numpy(), baseline=bottom, fill=True, color=color,
+                bars[start:end],
+                edges[start : end + 1].numpy(),
+                baseline=bottom,
+                fill=True,
+                color=color,
                 label=label,
-            )  # fmt: skip
+            )
     ax.axhline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold: {threshold:g} nats")
     ax.set_yscale("log")
     ax.set_ylim(bottom, 2 * max(float(bars[0]), threshold))

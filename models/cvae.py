@@ -278,7 +278,9 @@ class Decoder(nn.Module):
             if side != sides[-1]:
                 layers.append(Upsampling(width, out_width, side))
             width = out_width
-            latents = [SpatialLatent(width, c, film_dim) for at_side, c in spatial_latents if at_side == side]
+            latents: list[SpatialLatent | None] = [
+                SpatialLatent(width, c, film_dim) for at_side, c in spatial_latents if at_side == side
+            ]
             for latent in latents or [None]:
                 layers += [latent] if latent else []
                 layers += [ResidualBlock(width, film_dim) for _ in range(n_blocks)]

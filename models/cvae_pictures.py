@@ -7,7 +7,7 @@ random numbers come from a generator on the images' device.
 import torch
 from torch import Tensor
 
-from models.cvae_objective import Objective, scaled
+from models.generative_model import GenerativeModel, scaled
 
 
 def wrong_labels(labels: Tensor, n_classes: int, generator: torch.Generator) -> Tensor:
@@ -18,7 +18,7 @@ def wrong_labels(labels: Tensor, n_classes: int, generator: torch.Generator) -> 
 
 @torch.no_grad()
 def relabelled(
-    model: Objective, targets: Tensor, labels: Tensor, given: Tensor, generator: torch.Generator
+    model: GenerativeModel, targets: Tensor, labels: Tensor, given: Tensor, generator: torch.Generator
 ) -> Tensor:
     """What the images of `targets` (N, C, S, S) with `labels` (N,) become under the labels `given`: (N, C, S, S).
 
@@ -30,14 +30,14 @@ def relabelled(
 
 
 @torch.no_grad()
-def reconstructed(model: Objective, targets: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+def reconstructed(model: GenerativeModel, targets: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
     """The images under their own labels, all latents drawn from their posteriors: (N, C, S, S)."""
     noise = torch.randn(len(targets), model.cvae.n_noise, generator=generator, device=targets.device)
     return model.likelihood.mean(model.cvae(scaled(targets), labels, noise).parameters)
 
 
 @torch.no_grad()
-def drawn(model: Objective, labels: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+def drawn(model: GenerativeModel, labels: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
     """New pictures (N, C, S, S) of `labels` (N,) from the prior; a lower `temperature` is nearer to its mean.
 
     It scales the noise of all latents, that of spatial ones on top of the model's `picture_temperature`.
@@ -48,7 +48,7 @@ def drawn(model: Objective, labels: Tensor, generator: torch.Generator, temperat
 
 @torch.no_grad()
 def interpolated(
-    model: Objective, targets: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, n_steps: int
+    model: GenerativeModel, targets: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, n_steps: int
 ) -> Tensor:
     """From `targets` (N, C, S, S) to `others`, in T = `n_steps` equal steps of the global latent: (N, T, C, S, S).
 
@@ -64,7 +64,7 @@ def interpolated(
     return torch.stack(steps, 1)
 
 
-def _tempered_noise(model: Objective, n: int, generator: torch.Generator) -> Tensor:
+def _tempered_noise(model: GenerativeModel, n: int, generator: torch.Generator) -> Tensor:
     """Noise (n, n_noise) for the network, that of the spatial latents scaled by `picture_temperature`."""
     noise = torch.randn(n, model.cvae.n_noise, generator=generator, device=generator.device)
     noise[:, model.cvae.latent_dim :] *= model.picture_temperature

@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate import Accelerator
-from run_folders import Killed, curve, final_weights, summary
+from run_folders import Killed, curve, edit_config, final_weights, summary
 
 import train_cvae
 from data.images.drawn_digits import drawn_digits
-from train_cvae import RECIPES, Config, build_model, build_optimizer, evaluate
+from data.images.labelled import ImageSplits
+from data.seeding import Stream, seeded_generator
+from models.cvae import CVAEOutput
+from models.likelihoods import Bernoulli
+from train_cvae import RECIPES, Config, build_model, build_optimizer, evaluate, kl_weight, objective
+from training.checkpoints import load_weights
 from training.cli import run_script
 
 pytestmark = pytest.mark.training
@@ -26,6 +32,9 @@ pytestmark = pytest.mark.training
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--image_size", "16", "--latent_dim", "4", "--width", "16", "--batch_size", "20", "--max_train_steps", "6",
         "--log_every", "2", "--iw_samples", "3", "--tracker", "none")  # fmt: skip
+
+
+GENUINE_FIND_JUDGE = train_cvae.find_judge
 
 
 class AlwaysOne:
@@ -71,7 +80,8 @@ def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
     found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "checkpoint-" not in str(p)}
     figures = ("active_units", "elbo", "interpolations", "latent_map", "loss", "lr", "prior_samples",
                "reconstructions", "relabelled", "terms", "throughput", "wrong_labels")  # fmt: skip
-    assert found == {"config.json", "metrics.jsonl", "summary.json", *(f"figures/{name}.png" for name in figures)}
+    assert found >= {"config.json", "metrics.jsonl", "summary.json", *(f"figures/{name}.png" for name in figures)}
+    assert {path.partition("/")[0] for path in found} == {"config.json", "metrics.jsonl", "summary.json", "figures"}
     values = summary(run)
     names = ("elbo", "reconstruction", "kl", "bits_per_dim", "iw_bound", "classifier_accuracy", "wrong_label_hits",
              "prior_hits", "probe_linear", "probe_mlp", "probe_chance")  # fmt: skip
@@ -84,11 +94,14 @@ def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
     assert values["test/prior_hits"] == pytest.approx(5 / 42)  # labels 0 to 9 in turn
     logged = set().union(*curve(run))
     assert {"train/loss", "train/reconstruction", "train/kl", "lr", "train/gradient_norm", "test/elbo"} <= logged
+    assert {"valid/elbo", "valid/bits_per_dim", "train/label_loss"} <= logged
+    assert values["best/valid/elbo"] == max(line["valid/elbo"] for line in curve(run) if "valid/elbo" in line)
     assert f"test ELBO {values['test/elbo']:.2f} nats" in capsys.readouterr().out
 
 
 def test_without_a_judge_none_is_trained_and_no_hits_are_reported(train, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_cvae, "find_judge", lambda *args: pytest.fail("a judge was asked for"))
+    monkeypatch.setattr(train_cvae, "find_judge", GENUINE_FIND_JUDGE)
+    monkeypatch.setattr(train_cvae, "train_judge", lambda *args: pytest.fail("a judge was asked for"))
     assert train(tmp_path / "run", "--judge", "none") == 0
     values = summary(tmp_path / "run")
     assert not [name for name in values if "hits" in name or "classifier" in name]
@@ -112,7 +125,7 @@ def test_the_demo_as_the_readme_launches_it_learns_the_digits(tmp_path):
                "train_cvae.py", "demo", "--output_dir", str(tmp_path / "run")]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    elbos = [line["test/elbo"] for line in curve(tmp_path / "run") if "test/elbo" in line]
+    elbos = [line["valid/elbo"] for line in curve(tmp_path / "run") if "valid/elbo" in line]
     assert elbos[-1] > elbos[0] + 10
     values = summary(tmp_path / "run")
     assert values["test/elbo"] <= values["test/iw_bound"] + 0.1
@@ -155,26 +168,87 @@ def test_every_likelihood_and_lever_trains(train, tmp_path, flags):
 def test_static_binarisation_shows_the_same_pixels_in_each_epoch(train, tmp_path, monkeypatch):
     seen = {}
 
-    def note(*args):
-        images, ids = args[3], args[5]
-        for i, image in zip(ids.tolist(), images[ids], strict=True):
+    def note(model, data, config, ids, generator):
+        for i, image in zip(ids.tolist(), data.images[ids], strict=True):
             seen.setdefault(i, set()).add(tuple(image.flatten().tolist()))
-        return genuine(*args)
+        return genuine(model, data, config, ids, generator)
 
-    genuine = train_cvae.train_update
-    monkeypatch.setattr(train_cvae, "train_update", note)
-    assert train(tmp_path / "run", "--binarisation", "static", "--max_train_steps", "15") == 0
+    genuine = train_cvae.draw_batch
+    monkeypatch.setattr(train_cvae, "draw_batch", note)
+    flags = ("--binarisation", "static", "--max_train_steps", "15", "--valid_fraction", "0")
+    assert train(tmp_path / "run", *flags) == 0
     assert len(seen) == 100 and all(len(pictures) == 1 for pictures in seen.values())
     assert {value for pictures in seen.values() for picture in pictures for value in picture} == {0, 255}
+
+
+@pytest.mark.parametrize("binarisation", ["static", "dynamic"])
+def test_validation_images_are_binarised_once_by_a_stream_of_their_own(train, tmp_path, monkeypatch, binarisation):
+    validated, genuine = [], train_cvae.evaluate
+
+    def note(accelerator, model, targets, *rest):
+        validated.append(targets)
+        return genuine(accelerator, model, targets, *rest)
+
+    monkeypatch.setattr(train_cvae, "evaluate", note)
+    flags = ("--binarisation", binarisation, "--valid_fraction", "0.3", "--max_train_steps", "8")
+    assert train(tmp_path / "run", *flags) == 0
+    *of_validation, of_test = validated
+    assert len(of_validation) == 2 and len(of_test) == 42  # two epochs of 70 images
+    assert torch.equal(*of_validation) and set(of_validation[0].unique().tolist()) == {0, 1}
+    assert len(of_validation[0]) == 30
+    images = ImageSplits.of(*drawn_digits(100, 42, 16)).with_validation(0.3).valid.images
+    for stream in (Stream.TRAINING_PIXELS, Stream.TEST_PIXELS):
+        generator = seeded_generator(torch.device("cpu"), stream, 0)
+        assert not torch.equal(Bernoulli().targets(images, generator), of_validation[0])
+
+
+def test_the_checkpoint_that_is_tested_is_the_best_by_validation(train, tmp_path, monkeypatch):
+    elbos = iter([-90.0, -80.0, -85.0, -99.0])  # three validations and the test
+    tested, genuine = [], train_cvae.evaluate
+
+    def as_told(*args):
+        metrics, *rest = genuine(*args)
+        return metrics | {"elbo": next(elbos)}, *rest
+
+    def note(model, checkpoint):
+        tested.append(checkpoint.name)
+        load_weights(model, checkpoint)
+
+    monkeypatch.setattr(train_cvae, "evaluate", as_told)
+    monkeypatch.setattr(train_cvae, "load_weights", note)
+    assert train(tmp_path / "run", "--max_train_steps", "15") == 0
+    assert tested == ["checkpoint-10"] and summary(tmp_path / "run")["best/valid/elbo"] == -80.0
+
+
+# --- the choices
+
+
+def test_the_weight_of_the_kl_rises_to_its_own_and_stays(train):
+    config = Config(recipe="test", kl_weight=2.0, kl_warmup=0.5)
+    assert [kl_weight(config, step, 8) for step in range(8)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0]
+    assert kl_weight(Config(recipe="test"), 0, 8) == 1.0
+
+
+def test_the_objective_is_the_bound_as_it_is_weighted_and_each_level_is_told():
+    kl = torch.tensor([[4.0, 1.0], [2.0, 0.5]])
+    output = CVAEOutput(*[None] * 6)._replace(kl=kl)
+    log_prob, label_loss = torch.tensor([-10.0, -20.0]), torch.tensor([0.5, 0.25])
+    config = Config(recipe="test", free_bits=1.0)
+    sums = objective(log_prob, output, label_loss, config, weight=0.5)
+    assert float(sums["loss"]) == 30 + 0.5 * (4 + 1 + 2 + 1)  # a level of half a nat counts as a whole one
+    assert (float(sums["reconstruction"]), float(sums["kl"]), float(sums["label_loss"])) == (30, 7.5, 0.75)
+    assert (float(sums["kl_level_0"]), float(sums["kl_level_1"])) == (6, 1.5)
+    alone = objective(log_prob, output._replace(kl=kl[:, :1]), label_loss, config, weight=0.5)
+    assert "kl_level_0" not in alone
 
 
 @pytest.mark.parametrize(("likelihood", "share_left"), [("bernoulli", 0.1), ("logistic_mixture", 0.3)])
 def test_it_overfits_one_batch(likelihood, share_left):
     torch.manual_seed(0)
-    config = Config("test", image_size=16, latent_dim=8, width=16, likelihood=likelihood, kl_weight=0.0)
+    config = Config(recipe="test", image_size=16, latent_dim=8, width=16, likelihood=likelihood, kl_weight=0.0)
     images, labels, *_ = drawn_digits(16, 10, 16)
     model = build_model(config, 10)
-    optimizer = build_optimizer(model, config, fp16=False)
+    optimizer = build_optimizer(model, config, "no")
     targets = model.likelihood.targets(images, torch.Generator().manual_seed(0))
     losses = []
     for _ in range(200):
@@ -228,6 +302,15 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted_bit_for_bit(train, tmp
         assert torch.equal(tensor, final_weights(tmp_path / "killed")[name]), name
 
 
+def test_a_run_of_before_images_were_held_out_goes_on_with_all_of_them(train, tmp_path):
+    flags = ("--valid_fraction", "0", "--max_train_steps", "4")
+    assert train(tmp_path / "run", *flags) == 0
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("checkpoint-4")
+    edit_config(checkpoint, lambda config: config.pop("valid_fraction"))
+    assert train(tmp_path / "run", "--max_train_steps", "6", "--resume", "latest") == 0
+    assert "train/loss" in curve(tmp_path / "run")[-2] and "valid/elbo" not in set().union(*curve(tmp_path / "run"))
+
+
 # --- equal updates, equal scores
 
 
@@ -260,9 +343,6 @@ def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path, monke
     assert first[0] == pytest.approx(first[1], rel=1e-5)
 
 
-GENUINE_FIND_JUDGE = train_cvae.find_judge
-
-
 def drawn_digits_of_side(image_size: int):
     return drawn_digits(image_size=image_size)
 
@@ -292,7 +372,7 @@ def evaluate_in_process(rank: int, n_processes: int, store: str, folder: Path) -
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == n_processes
     torch.manual_seed(0)
-    config = Config("test", image_size=16, latent_dim=4, width=16, eval_batch_size=10)
+    config = Config(recipe="test", image_size=16, latent_dim=4, width=16, eval_batch_size=10)
     model = build_model(config, 10)
     images, labels = drawn_digits(1, 57, 16)[2:4]
     targets = model.likelihood.targets(images, torch.Generator().manual_seed(0))
@@ -317,9 +397,9 @@ def test_bounds_do_not_depend_on_the_number_of_processes(tmp_path):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_an_optimizer_has_every_trained_parameter_once(recipe):
-    config = train_cvae.replace(RECIPES[recipe][1], probe_weight=1.0)
+    config = replace(RECIPES[recipe][1], probe_weight=1.0)
     model = build_model(config, 10)
-    groups = build_optimizer(model, config, fp16=False).param_groups
+    groups = build_optimizer(model, config, "no").param_groups
     held = [id(p) for group in groups for p in group["params"]]
     assert len(held) == len(set(held)) and set(held) == {id(p) for p in model.parameters()}
 
@@ -338,9 +418,13 @@ def test_find_lr_suggests_plots_and_starts_no_run(train, tmp_path, capsys):
 
 def test_the_range_test_begins_at_the_weight_of_the_kl_that_the_run_begins_at(train, tmp_path, monkeypatch):
     weights = []
-    genuine = train_cvae.train_update
-    monkeypatch.setattr(train_cvae, "train_update", lambda *args: weights.append(args[-1]) or genuine(*args))
-    flags = ("--kl_warmup", "0.5", "--kl_weight", "2", "--evaluate_every", "0")
+
+    def note(*args):
+        weights.append(kl_weight(*args))
+        return weights[-1]
+
+    monkeypatch.setattr(train_cvae, "kl_weight", note)
+    flags = ("--kl_warmup", "0.5", "--kl_weight", "2", "--validate_every", "0")
     assert train(tmp_path / "run", *flags) == 0
     of_run, weights[:] = [*weights], []
     assert train(tmp_path / "run", *flags, "--find_lr") == 0

@@ -3,7 +3,6 @@
 All that it needs is in the run's folder: the checkpoint brings weights, config, class names and statistics along.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,11 +17,10 @@ from data.images.decoding import decode_image
 from data.images.pixels import normalise
 from models.test_time_augmentation import Views, logits_over_views
 from train_cifar import Config, build_model
-from training.checkpoints import checkpoint_of_run, load_weights, read_state
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
+from training.finished_run import default_device, open_run
 from training.ranges import BatchSize, PositiveInt
-from training.resuming import saved_settings
 
 
 class Classifier:
@@ -32,18 +30,12 @@ class Classifier:
     """
 
     def __init__(self, run: str | Path, device: torch.device | None = None):
-        checkpoint = checkpoint_of_run(run)
-        if not (checkpoint / "data.json").exists():
-            raise UsageError(f"{checkpoint} is not of train_cifar.py: name the folder of one of its runs")
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.config = saved_settings(Config, read_state(checkpoint)["config"])
-        described = json.loads((checkpoint / "data.json").read_text(encoding="utf-8"))
-        self.class_names, self.image_size = described["class_names"], described["image_size"]
-        self.mean, self.std = (torch.tensor(described[name], device=self.device) for name in ("mean", "std"))
-        self.model = build_model(self.config, len(self.class_names))
-        load_weights(self.model, checkpoint)
-        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
-        self.model.eval()
+        opened = open_run(run, "cifar", Config)
+        self.config = opened.config
+        self.device = device or default_device()
+        self.class_names, self.image_size = opened.data["class_names"], opened.data["image_size"]
+        self.mean, self.std = (torch.tensor(opened.data[name], device=self.device) for name in ("mean", "std"))
+        self.model = opened.load(build_model, self.device)
 
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor, views: Views = "one") -> torch.Tensor:

@@ -1,8 +1,8 @@
 import torch
 
 from models.cvae import CVAE
-from models.cvae_objective import Objective, scaled
 from models.cvae_pictures import drawn, interpolated, reconstructed, relabelled, wrong_labels
+from models.generative_model import GenerativeModel, scaled
 from models.likelihoods import Bernoulli
 
 LABELS = torch.tensor([0, 1, 2, 1])
@@ -12,10 +12,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def make() -> tuple[Objective, torch.Tensor]:
+def make() -> tuple[GenerativeModel, torch.Tensor]:
     torch.manual_seed(0)
     cvae = CVAE(3, 1, 8, 1, latent_dim=4, width=16, spatial_latents=((4, 2),))
-    return Objective(cvae, Bernoulli()).eval(), (torch.rand(4, 1, 8, 8) < 0.5).float()
+    return GenerativeModel(cvae, Bernoulli()).eval(), (torch.rand(4, 1, 8, 8) < 0.5).float()
 
 
 def test_wrong_labels_are_never_the_true_one_and_all_others_occur_alike():

@@ -23,7 +23,7 @@ def run(tmp_path_factory) -> Path:
                   "--optimizer", "adamw", "--lr", "0.01", "--bias_lr_factor", "1", "--head_lr_factor", "1",
                   "--max_train_steps", "1", "--tracker", "none", "--output_dir", str(folder / "judge")]  # fmt: skip
     command = [sys.executable, "train_cvae.py", "demo", "--tracker", "none", "--max_train_steps", "5", "--judge",
-               str(folder / "judge"), "--iw_samples", "0", "--evaluate_every", "0", "--spatial_latents", "7", "2",
+               str(folder / "judge"), "--iw_samples", "0", "--validate_every", "0", "--spatial_latents", "7", "2",
                "--output_dir", str(folder / "run")]  # fmt: skip
     for line in (classifier, command):
         subprocess.run(line, cwd=ROOT, check=True, capture_output=True)

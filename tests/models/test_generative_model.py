@@ -3,16 +3,18 @@ import torch
 from torch.nn import functional as F
 
 from models.cvae import CVAE
-from models.cvae_objective import CONTRAST, Objective, scaled
+from models.generative_model import CONTRAST, GenerativeModel, scaled
 from models.likelihoods import Bernoulli, LogisticMixture
 
 LABELS = torch.tensor([0, 1, 2, 1])
 
 
-def make(probe_weight: float = 0.0, spatial_latents=(), classifier_weight: float = 0.0, **options) -> Objective:
+def make(
+    probe_weight: float = 0.0, spatial_latents=(), classifier_weight: float = 0.0, **options
+) -> GenerativeModel:
     torch.manual_seed(0)
     cvae = CVAE(3, 1, 8, 1, latent_dim=4, width=16, spatial_latents=spatial_latents, encoder_sees_label=False)
-    return Objective(cvae, Bernoulli(), probe_weight, classifier_weight, **options)
+    return GenerativeModel(cvae, Bernoulli(), probe_weight, classifier_weight, **options)
 
 
 def test_the_terms_are_those_of_the_network_and_the_likelihood():

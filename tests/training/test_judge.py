@@ -7,9 +7,12 @@ import torch
 
 from data.images.drawn_digits import drawn_digits
 from data.images.labelled import ImageSplits
-from tools import judge
-from tools.judge import Judge, find_judge, label_hits, train_judge
+from tools.classify import Classifier
+from train_cifar import Config, build_model
+from training import judge
 from training.errors import UsageError
+from training.finished_run import open_run
+from training.judge import Judge, label_hits, train_judge
 
 pytestmark = pytest.mark.training
 
@@ -29,18 +32,28 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
+def open_judge(run: Path, class_names: tuple[str, ...] = NAMES) -> Judge:
+    return Judge(open_run(run, "cifar", Config), build_model, class_names, CPU)
+
+
+def splits_of(n_train: int, channels: int = 3) -> ImageSplits:
+    """Training images of one pixel, enough to count them."""
+    pixels, labels = torch.zeros(n_train, channels, 1, 1, dtype=torch.uint8), torch.zeros(n_train, dtype=torch.long)
+    return ImageSplits.of(pixels, labels, pixels, labels, NAMES)
+
+
 def test_it_labels_pictures_as_the_classifier_does_and_follows_their_size(run):
     _, _, images, _, _ = drawn_digits(n_train=1, n_test=200)
-    judged = Judge(run, NAMES, CPU)
+    judged = open_judge(run)
     labels = judged(images.float() / 255, batch_size=64)
-    assert torch.equal(labels, judged.classifier.probabilities(images.expand(-1, 3, -1, -1)).argmax(1))
+    assert torch.equal(labels, Classifier(run, CPU).probabilities(images.expand(-1, 3, -1, -1)).argmax(1))
     doubled = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert float((judged(doubled.float() / 255) == labels).float().mean()) > 0.6  # a tenth by chance
 
 
 def test_a_judge_of_other_classes_is_refused(run):
     with pytest.raises(UsageError, match="--judge"):
-        Judge(run, ("cat", "dog"), CPU)
+        open_judge(run, ("cat", "dog"))
 
 
 def test_a_judge_is_trained_once_and_found_again(monkeypatch, tmp_path):
@@ -57,10 +70,10 @@ def test_a_judge_is_trained_once_and_found_again(monkeypatch, tmp_path):
     monkeypatch.setenv("RANK", "1")  # of the launch that asks for it: the judge trains alone
     monkeypatch.setenv("WORLD_SIZE", "2")
     splits = ImageSplits.of(*drawn_digits(50, 20))
-    first = find_judge("", "digits", "", splits, 1, CPU)
-    again = find_judge("", "digits", "", splits, 1, CPU)
+    first = train_judge(splits, "digits", "", 1)
+    again = train_judge(splits, "digits", "", 1)
     assert len(commands) == 1 and "none" in commands[0]  # no flips: the images are grey
-    assert torch.equal(first(splits.test.images / 255), again(splits.test.images / 255))
+    assert first == again and open_judge(first)(splits.test.images / 255).shape == (20,)
     assert len(list((tmp_path / "judges").iterdir())) == 1
 
 
@@ -78,16 +91,33 @@ def test_small_data_gets_small_batches_and_rates_that_suit_them(monkeypatch, tmp
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(judge.subprocess, "run", run)
-    train_judge("uoft-cs/cifar10", "", 10, n_images, in_colour=True, fingerprint=[b"x"])
+    train_judge(splits_of(n_images), "uoft-cs/cifar10", "", 10)
     (command,) = commands
     given = {flag: command[command.index(flag) + 1] for flag in ("--batch_size", "--optimizer") if flag in command}
     assert given == ({} if batch_size is None else {"--batch_size": str(batch_size), "--optimizer": "adamw"})
 
 
+def test_images_that_are_held_out_count_as_those_that_the_judge_is_trained_on(monkeypatch, tmp_path):
+    monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path))
+    commands = []
+    monkeypatch.setattr(judge, "_put_in_place", lambda trained, run: None)
+    monkeypatch.setattr(
+        judge.subprocess,
+        "run",
+        lambda command, **options: commands.append(command) or subprocess.CompletedProcess(command, 0),
+    )
+    images, labels, *rest = drawn_digits(500, 20)
+    splits = ImageSplits.of(images, labels, *rest)
+    for fraction in (0.0, 0.5):
+        train_judge(splits.with_validation(fraction), "digits", "", 50)
+    sizes = [command[command.index("--batch_size") + 1] for command in commands]
+    assert sizes == ["50", "50"]
+
+
 def test_a_training_that_fails_is_one_clear_error(monkeypatch, tmp_path):
     monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path))
     with pytest.raises(UsageError, match=r"nowhere.*--judge"):
-        train_judge("uoft-cs/cifar10", str(tmp_path / "nowhere"), 10, 50_000, in_colour=True, fingerprint=[b"x"])
+        train_judge(splits_of(50_000), "uoft-cs/cifar10", str(tmp_path / "nowhere"), 10)
 
 
 def finish_run(folder: Path, text: str) -> None:
@@ -115,11 +145,11 @@ def test_a_judge_is_trained_aside_and_put_in_place_whole(monkeypatch, tmp_path, 
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(judge.subprocess, "run", run)
-    found = train_judge("uoft-cs/cifar10", "", 10, 50_000, in_colour=True, fingerprint=[b"x"])
+    found = train_judge(splits_of(50_000), "uoft-cs/cifar10", "", 10)
     assert [found] == places
     assert (found / "summary.json").read_text() == ("theirs" if there.startswith("finished") else "ours")
     assert list((tmp_path / "judges").iterdir()) == [found]  # nothing stays aside
-    train_judge("uoft-cs/cifar10", "", 10, 50_000, in_colour=True, fingerprint=[b"x"])
+    train_judge(splits_of(50_000), "uoft-cs/cifar10", "", 10)
     assert len(places) == 1
 
 
@@ -164,9 +194,10 @@ def test_where_the_cache_cannot_be_written_the_judge_goes_to_a_temporary_folder(
 
     def run(command, **options):
         commands.append(command)
+        Path(command[command.index("--output_dir") + 1]).mkdir()
         return subprocess.CompletedProcess(command, 0, stderr="")
 
     monkeypatch.setattr(judge.subprocess, "run", run)
-    folder = train_judge("digits", "", 1, 100, False, [b"pictures"])
+    folder = train_judge(splits_of(100, channels=1), "digits", "", 1)
     assert tmp_path in folder.parents and tmp_path / "file" not in folder.parents
-    assert str(folder) in commands[0]
+    assert str(folder) in commands[0][commands[0].index("--output_dir") + 1]

@@ -1,4 +1,8 @@
-"""The terms of a conditional VAE's objective, of each image by itself. Shapes as in models/cvae.py."""
+"""A conditional VAE with the likelihood of its images, and what reads labels beside it.
+
+What is trained on is put together in train_cvae.py, from the terms that come from here, of each image by itself.
+Shapes as in models/cvae.py.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +17,8 @@ from models.likelihoods import Likelihood
 CONTRAST = 0.42  # standard deviation of the values, from -1 to 1, of a photograph: the median of CIFAR-10
 
 
-class Objective(nn.Module):
-    """What is trained: the CVAE, the likelihood of its outputs, and what makes it heed the label.
+class GenerativeModel(nn.Module):
+    """p(image | label): the CVAE and the likelihood of its outputs; in training also what makes it heed the label.
 
     With `probe_weight` > 0 a probe reads the label from the latent and the encoder learns against it, so that the
     latent does not tell the label and the decoder must take it from where it is given (Klys, Snell and Zemel 2018,
@@ -48,8 +52,12 @@ class Objective(nn.Module):
         picture_temperature: float = 1.0,
     ):
         super().__init__()
-        numbers = {"probe_weight": probe_weight, "classifier_weight": classifier_weight,
-                   "classifier_noise": classifier_noise, "picture_temperature": picture_temperature}  # fmt: skip
+        numbers = {
+            "probe_weight": probe_weight,
+            "classifier_weight": classifier_weight,
+            "classifier_noise": classifier_noise,
+            "picture_temperature": picture_temperature,
+        }
         for name, value in numbers.items():
             if value < 0:
                 raise ValueError(f"{name} {value}: give 0 or more")
@@ -118,14 +126,15 @@ class Objective(nn.Module):
         That is the importance-weighted one (models/elbo.py), in nats. The noise is of `generator`, on the device.
         """
         posterior = self.cvae.infer(scaled(targets), labels)
-        draws, log_weights = [], []
-        for _ in range(n_draws):
+        log_weights = []
+        for draw in range(n_draws):
             noise = torch.randn(len(labels), self.cvae.n_noise, generator=generator, device=targets.device)
             output = self.cvae.draw(posterior, labels, noise)
             log_prob = self.likelihood.log_prob(output.parameters, targets)
             log_weights.append(log_prob - output.log_ratio)
-            draws = draws or [log_prob, output]
-        return *draws, importance_weighted_bound(torch.stack(log_weights))
+            if draw == 0:
+                first = log_prob, output
+        return *first, importance_weighted_bound(torch.stack(log_weights))
 
 
 def scaled(targets: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""A classifier of real images that says what generated ones look like: a run of train_cifar.py.
+"""The judge: a classifier, trained on real images by train_cifar.py, that says what generated ones look like.
 
-Where no run is named, one is trained by that script, once, and kept in the cache.
+Where no run of that script is named, one is made, once, and kept in the cache.
 """
 
 import contextlib
@@ -8,88 +8,99 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.cache import cache_dir, content_key, writable_cache_dir
 from data.errors import DataError
 from data.images.labelled import ImageSplits
+from data.images.pixels import normalise
 from data.seeding import Stream, seeded_generator
-from models.cvae_objective import Objective
 from models.cvae_pictures import drawn, relabelled, wrong_labels
-from tools.classify import Classifier
+from models.generative_model import GenerativeModel
 from training.checkpoints import latest_checkpoint
 from training.errors import UsageError
+from training.finished_run import FinishedRun
 from training.run import sum_over_processes
 
 _JUDGE_BYTES = 100 << 20  # what a judge's run takes on disk, with some to spare
 SCRIPT = Path(__file__).resolve().parents[1] / "train_cifar.py"
+_OF_SEVERAL_PROCESSES = {
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_USE_AGENT_STORE",
+}
 
 
 class Judge:
     """`judge(images)` are the labels that a classifier gives to pictures (N, C, S, S) in 0..1, C = 1 or 3.
 
     They are rounded to 256 levels and resized to what the classifier was trained on, real test images alike.
-    Raises UsageError for a run that is not of train_cifar.py or has other classes than `class_names`.
+    `run` is one of train_cifar.py and `build_model` that script's. Raises UsageError for a run that has other
+    classes than `class_names`.
     """
 
-    def __init__(self, run: str | Path, class_names: tuple[str, ...], device: torch.device):
-        self.classifier = Classifier(run, device)
-        if tuple(self.classifier.class_names) != tuple(class_names):
-            theirs, ours = ", ".join(self.classifier.class_names[:12]), ", ".join(class_names[:12])
+    def __init__(
+        self,
+        run: FinishedRun,
+        build_model: Callable[[Any, int], nn.Module],
+        class_names: Sequence[str],
+        device: torch.device,
+    ):
+        if tuple(run.data["class_names"]) != tuple(class_names):
+            theirs = ", ".join(run.data["class_names"][:12])
+            ours = ", ".join(class_names[:12])
             raise UsageError(
-                f"--judge {run} tells apart {theirs}; the data has {ours}: name a run on the same data"
+                f"--judge {run.checkpoint.parents[1]} tells apart {theirs}; the data has {ours}: name a run on the "
+                "same data"
             )
+        self.image_size = run.data["image_size"]
+        self.mean, self.std = (torch.tensor(run.data[name], device=device) for name in ("mean", "std"))
+        self.model = run.load(build_model, device)
 
+    @torch.no_grad()
     def __call__(self, images: Tensor, batch_size: int = 500) -> Tensor:
-        """-> labels (N,) int64, on the CPU."""
-        side = self.classifier.image_size
+        """-> labels (N,) int64, on the judge's device."""
+        side = self.image_size
         labels = []
         for batch in images.split(batch_size):
-            batch = batch.float().expand(-1, 3, -1, -1)
+            batch = batch.to(self.mean.device).float().expand(-1, 3, -1, -1)
             if batch.shape[-1] != side:
                 batch = F.interpolate(batch, (side, side), mode="bicubic", antialias=True)
             pixels = (255 * batch).round().clamp(0, 255).to(torch.uint8)
-            labels.append(self.classifier.probabilities(pixels).argmax(1))
+            labels.append(self.model(normalise(pixels, self.mean, self.std)).argmax(1))
         return torch.cat(labels)
 
 
-def find_judge(
-    run: str, dataset: str, data_dir: str, splits: ImageSplits, epochs: int, device: torch.device
-) -> Judge:
-    """The judge of `run`, or, where that is empty, one trained for `epochs` on the training images of `splits`.
+def train_judge(splits: ImageSplits, dataset: str, data_dir: str, epochs: int) -> Path:
+    """The folder of a run of train_cifar.py on the data that `splits` came from, trained on the first call.
 
-    They came from `data_dir`, or else from `dataset`. Raises UsageError as `Judge` and `train_judge` do.
+    They came from `data_dir`, or else from `dataset`. It is a speed run of `epochs`, by one process on all cores,
+    on all training images, those that are held out here too. It lies in the cache, or in a temporary folder where
+    that has no room. Raises UsageError where the training fails, and DataError where neither folder has room.
     """
-    if not run:
-        images = splits.train.images
-        in_colour = images.shape[1] == 3
-        fingerprint = [images.numpy().tobytes(), splits.train.labels.numpy().tobytes()]
-        path = train_judge(dataset, data_dir, epochs, len(images), in_colour, fingerprint)
-        run = str(path)
-    return Judge(run, splits.class_names, device)
-
-
-def train_judge(
-    dataset: str, data_dir: str, epochs: int, n_images: int, in_colour: bool, fingerprint: list[bytes]
-) -> Path:
-    """The folder of a speed run of train_cifar.py on this data, trained on the first call: one process, all cores.
-
-    It lies in the cache, or in a temporary folder where that has no room. `fingerprint`: bytes that differ where
-    the data does. Raises UsageError where the training fails, and DataError where neither folder has room.
-    """
+    held = [splits.train] if splits.valid is None else [splits.train, splits.valid]
+    n_images = sum(map(len, held))
     flags = ["speedrun", "--dataset", dataset, "--epochs", str(epochs), "--tracker", "none"]
     if n_images * epochs < 250 * 2000:  # too few for the speed run's updates; its rates suit no smaller batch
-        flags += ["--batch_size", str(max(32, n_images * epochs // 500)), "--optimizer", "adamw", "--lr", "0.003",
-                  "--weight_decay", "0.01", "--bias_lr_factor", "1", "--head_lr_factor", "1",
-                  "--pct_start", "0.2"]  # fmt: skip
-    if not in_colour:  # digits: they would mean something else in the mirror, and half the width is enough
+        flags += ["--batch_size", str(max(32, n_images * epochs // 500)), "--optimizer", "adamw", "--lr", "0.003"]
+        flags += ["--weight_decay", "0.01", "--bias_lr_factor", "1", "--head_lr_factor", "1", "--pct_start", "0.2"]
+    if splits.train.images.shape[1] == 1:  # digits: the mirror would give them another meaning; half the width does
         flags += ["--flip", "none", "--views", "one", "--speednet_widths", "32", "128", "128"]
-    run = _judge_folder(Path("judges") / content_key({"flags": flags}, fingerprint))
+    pixels_and_labels = [tensor.numpy().tobytes() for each in held for tensor in (each.images, each.labels)]
+    run = _judge_folder(Path("judges") / content_key({"flags": flags}, pixels_and_labels))
     if _is_finished(run):
         return run
     run.parent.mkdir(parents=True, exist_ok=True)
@@ -140,9 +151,15 @@ def _is_finished(run: Path) -> bool:
 
 @torch.no_grad()
 def label_hits(
-    accelerator: Accelerator, model: Objective, judge: Judge, images: Tensor, targets: Tensor, labels: Tensor,
-    seed: int, batch_size: int = 500,
-) -> dict[str, float]:  # fmt: skip
+    accelerator: Accelerator,
+    model: GenerativeModel,
+    judge: Callable[[Tensor], Tensor],
+    images: Tensor,
+    targets: Tensor,
+    labels: Tensor,
+    seed: int,
+    batch_size: int = 500,
+) -> dict[str, float]:
     """How often `judge` sees the label that was asked for, as shares; the same on all processes.
 
     `classifier_accuracy`: in the real images (N, C, S, S) uint8 with labels (N,). `wrong_label_hits`: in what
@@ -154,8 +171,10 @@ def label_hits(
     hits = torch.zeros(3, device=images.device)
     batches = torch.arange(n, device=images.device).split(batch_size)
     for i in range(accelerator.process_index, len(batches), accelerator.num_processes):
-        ids, generator = batches[i], seeded_generator(images.device, Stream.LABEL_HITS, seed, i)
-        true, asked = labels[ids], ids % n_classes
+        ids = batches[i]
+        generator = seeded_generator(images.device, Stream.LABEL_HITS, seed, i)
+        true = labels[ids]
+        asked = ids % n_classes
         given = wrong_labels(true, n_classes, generator)
         with accelerator.autocast():
             under_wrong_label = relabelled(model, targets[ids], true, given, generator)
@@ -165,7 +184,3 @@ def label_hits(
             hits[k] += (judge(pictures).to(expected.device) == expected).sum()
     shares = (sum_over_processes(accelerator, hits) / n).tolist()
     return dict(zip(("classifier_accuracy", "wrong_label_hits", "prior_hits"), shares, strict=True))
-
-
-_OF_SEVERAL_PROCESSES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR",
-                         "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"}  # fmt: skip
