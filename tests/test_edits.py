@@ -1,0 +1,87 @@
+"""The edits of docs/editing.md, each applied to a copy of the project and run: alone, by two processes, resumed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from run_folders import curve
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "editing.md"
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "runs", "results", "tests", "__pycache__", ".*_cache", "wandb")
+TINY = {
+    "train_translation.py": [
+        *("--d_model", "16", "--n_heads", "2", "--d_ff", "16", "--n_encoder_layers", "1", "--n_decoder_layers", "1"),
+        *("--max_tokens", "256", "--valid_sentences", "4", "--test_sentences", "4", "--beam_size", "2"),
+    ],
+    "train_unet.py": ["--width", "8", "--depth", "2", "--image_size", "32", "--batch_size", "4", "--views", "one"],
+    "train_cvae.py": ["--judge", "none", "--iw_samples", "0", "--batch_size", "8"],
+    "train_cifar.py": ["--model", "ultimus", "--optimizer", "adamw", "--batch_size", "8", "--views", "one"],
+}
+
+
+class Edit(NamedTuple):
+    title: str
+    diff: str
+    flags: list[str]  # that show the edit at work, from the line "Try it: `script demo --flag ..`"
+    script: str
+    logs: list[str]  # names that metrics.jsonl has after the edit, from the line "It logs `name`, `name`."
+
+
+def edits_of_page(page: str) -> list[Edit]:
+    edits = []
+    for section in re.split(r"(?m)^## ", page)[1:]:
+        title = section.partition("\n")[0].strip()
+        for diff in re.findall(r"(?ms)^```diff\n(.*?)^```$", section):
+            script, flags = re.search(r"Try it: `(train_\w+\.py) demo ?([^`]*)`", section).groups()
+            logged = re.search(r"It logs (.*)\.$", section, re.MULTILINE)
+            logs = re.findall(r"`([^`]+)`", logged.group(1)) if logged else []
+            edits.append(Edit(title, diff, flags.split(), script, logs))
+    return edits
+
+
+EDITS = edits_of_page(PAGE.read_text(encoding="utf-8"))
+
+
+def test_the_page_holds_an_edit_for_each_script_and_says_which_files_it_touches():
+    assert {edit.script for edit in EDITS} == set(TINY)
+    for edit in EDITS:
+        touched = re.findall(r"(?m)^\+\+\+ b/(\S+)$", edit.diff)
+        assert 1 <= len(touched) <= 2 and edit.script in touched, edit.title
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("edit", EDITS, ids=[re.sub(r"\W+", "-", edit.title.lower()) for edit in EDITS])
+def test_an_edit_applies_and_runs_alone_by_two_processes_and_resumed(edit, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(ROOT, project, ignore=NOT_COPIED)
+    applied = subprocess.run(["git", "apply", "-"], cwd=project, input=edit.diff, text=True, capture_output=True)
+    assert applied.returncode == 0, f"docs/editing.md, {edit.title}: {applied.stderr}"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(project)}
+    common = [*TINY[edit.script], "--tracker", "none", "--log_every", "1", *edit.flags]
+
+    def run(output_dir, *flags, launcher=()) -> Path:
+        command = [sys.executable, *launcher, edit.script, "demo", *common, "--output_dir", str(output_dir), *flags]
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return output_dir
+
+    alone = run(tmp_path / "alone", "--max_train_steps", "3")
+    names = set().union(*(json.loads(line) for line in (alone / "metrics.jsonl").read_text().splitlines()))
+    assert set(edit.logs) <= names
+    config = project / "accelerate_configs" / "cpu_2proc.yaml"
+    two = ("-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", str(config))
+    together = ("--gradient_accumulation_steps", "2", "--max_train_steps", "4", "--checkpointing_steps", "2",
+                "--checkpoints_total_limit", "0")  # fmt: skip
+    whole = run(tmp_path / "whole", *together, launcher=two)
+    resumed = run(
+        tmp_path / "resumed", *together, "--resume", str(whole / "checkpoints" / "checkpoint-2"), launcher=two
+    )
+    steps = [line for line in curve(whole) if line["step"] > 2]
+    assert steps and steps == [line for line in curve(resumed) if line["step"] > 2]
