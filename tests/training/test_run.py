@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training.errors import UsageError
-from training.run import Run, open_accelerator
+from training.run import Run, begin_run, open_accelerator, peak_memory_mb
 
 
 @dataclass(frozen=True)
@@ -215,3 +215,18 @@ def test_after_the_loop_a_signal_ends_the_run_at_once(fresh_accelerate, tmp_path
     signal.raise_signal(signal.SIGTERM)  # during the last updates
     with pytest.raises(SystemExit):
         run.release_signals()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU's peak can be begun anew")
+def test_each_run_of_a_process_has_a_peak_of_memory_of_its_own(fresh_accelerate, tmp_path):
+    @dataclass(frozen=True)
+    class Settings(Config):
+        gradient_accumulation_steps: int = 1
+        seed: int = 0
+
+    accelerator = begin_run(Settings(str(tmp_path / "first")))
+    before = peak_memory_mb(accelerator.device)
+    torch.zeros(64 << 20, dtype=torch.uint8, device=accelerator.device)
+    assert peak_memory_mb(accelerator.device) >= before + 64
+    begin_run(Settings(str(tmp_path / "second")))
+    assert peak_memory_mb(accelerator.device) < before + 64
