@@ -1,5 +1,6 @@
-# `make train`: set up and train the demo. `make test`: ruff and the whole test suite. `make quick`: the tests that
-# take no training, and one tiny run of each script. Each may be run again.
+# `make train`: set up and train the demo. `make check`: form and types, by ruff and mypy. `make test`: these and the
+# whole test suite. `make quick`: these, the tests that take no training, and one tiny run of each script. Each may be
+# run again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,18 +8,20 @@ BIN := $(VENV)/bin
 CONFIG = $(shell $(BIN)/python -c "import torch; print('cpu' if not torch.cuda.is_available() \
 	else 'bf16' if torch.cuda.get_device_capability() >= (8, 0) else 't4')")
 
-.PHONY: train test quick clean
+.PHONY: train check test quick clean
 
 train: $(VENV)/installed
 	$(BIN)/accelerate launch --config_file accelerate_configs/$(CONFIG).yaml train_translation.py demo --resume latest
 
-test: $(VENV)/installed-dev
+check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
 	$(BIN)/python -m pytest
 
-quick: $(VENV)/installed-dev
-	$(BIN)/ruff check .
+quick: check
 	$(BIN)/python -m pytest -m "smoke or not (slow or training)"
 
 # torch first and alone: with it in place, no other package asks for a newer one.
@@ -33,4 +36,4 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache

@@ -92,7 +92,7 @@ def write_wrong_labels(
     right = (true_labels == given_labels).nonzero()[:, 0].tolist()
     if right:
         raise ValueError(
-            f"image {right[0]}: the label given, {class_names[given_labels[right[0]]]}, is the true one"
+            f"image {right[0]}: the label given, {class_names[int(given_labels[right[0]])]}, is the true one"
         )
     inputs = F.pad(_enlarge(images), (PAIR_MARGIN, 0), value=1.0)
     outputs = F.pad(_enlarge(outputs), (0, PAIR_MARGIN), value=1.0)
@@ -257,11 +257,11 @@ def write_latent_map(path: Path, latents: Tensor, labels: Tensor, class_names: S
     ids = torch.linspace(0, len(points) - 1, min(len(points), MAX_POINTS)).round().long()
     points, labels = points[ids], labels[ids]
 
-    from matplotlib import colormaps
+    from matplotlib import color_sequences
     from matplotlib.lines import Line2D
 
     n_colors = min(len(class_names), MAX_CLASSES)
-    palette = [*colormaps["tab10" if n_colors <= 10 else "tab20"].colors[:n_colors], (0.75, 0.75, 0.75)]
+    palette = [*color_sequences["tab10" if n_colors <= 10 else "tab20"][:n_colors], (0.75, 0.75, 0.75)]
     names = list(class_names[:n_colors])
     if n_colors < len(class_names):
         names.append(f"{len(class_names) - n_colors:,} other classes")
@@ -269,7 +269,8 @@ def write_latent_map(path: Path, latents: Tensor, labels: Tensor, class_names: S
     ax = figure.add_subplot()
     # One call for all classes, in the order of the data: the last class does not cover the others.
     size = 8 if len(points) > 1000 else 16
-    ax.scatter(*points.T.numpy(), s=size, c=[palette[min(k, n_colors)] for k in labels.tolist()], linewidths=0)
+    x, y = points.T.numpy()
+    ax.scatter(x, y, s=size, c=[palette[min(k, n_colors)] for k in labels.tolist()], linewidths=0)
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_xlabel(f"first principal component ({shares[0]:.1%} of the variance)")
     ax.set_ylabel(f"second principal component ({shares[1]:.1%})")
@@ -340,7 +341,7 @@ def plot_active_units(path: Path, kl_of_units: Tensor, threshold: float = 0.01) 
     ax.set_yscale("log")
     ax.set_ylim(bottom, 2 * max(float(bars[0]), threshold))
     ax.set_xlim(edges[0].item(), edges[-1].item())
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.yaxis.set_major_formatter(lambda nats, _position: f"{nats:g}")
     ax.set_xlabel("latent unit, by falling KL divergence")
     ax.set_ylabel("KL divergence from the prior (nats)")

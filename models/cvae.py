@@ -86,8 +86,15 @@ class CVAE(nn.Module):
         narrow_posteriors: bool = False,
     ):
         super().__init__()
-        counts = {"n_classes": n_classes, "channels": channels, "n_outputs": n_outputs, "latent_dim": latent_dim,
-                  "n_blocks": n_blocks, "patch_size": patch_size, "label_dim": label_dim}  # fmt: skip
+        counts = {
+            "n_classes": n_classes,
+            "channels": channels,
+            "n_outputs": n_outputs,
+            "latent_dim": latent_dim,
+            "n_blocks": n_blocks,
+            "patch_size": patch_size,
+            "label_dim": label_dim,
+        }
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"{name} {value}: give at least 1")
@@ -117,13 +124,28 @@ class CVAE(nn.Module):
         widths = [width * min(2**i, 4) for i in range(len(sides))]
         seen = int(encoder_sees_label)
         self.encoder = Encoder(
-            channels, patch_size, sides, widths, n_blocks, latent_dim, spatial_latents, film_dim * seen,
+            channels,
+            patch_size,
+            sides,
+            widths,
+            n_blocks,
+            latent_dim,
+            spatial_latents,
+            film_dim * seen,
             concat_dim * seen,
-        )  # fmt: skip
+        )
         self.decoder = Decoder(
-            latent_dim, image_size, patch_size, sides, widths, n_blocks, n_outputs, spatial_latents, film_dim,
+            latent_dim,
+            image_size,
+            patch_size,
+            sides,
+            widths,
+            n_blocks,
+            n_outputs,
+            spatial_latents,
+            film_dim,
             concat_dim,
-        )  # fmt: skip
+        )
         if narrow_posteriors:
             for latent in self.decoder.spatial_latents():
                 latent.narrow_posterior()
@@ -224,9 +246,17 @@ class Encoder(nn.Module):
     """Images (B, C, S, S) and embeddings (B, E) -> `Posterior`. With both label widths 0 it is blind."""
 
     def __init__(
-        self, channels: int, patch_size: int, sides: list[int], widths: list[int], n_blocks: int, latent_dim: int,
-        spatial_latents: tuple[tuple[int, int], ...], film_dim: int, concat_dim: int,
-    ):  # fmt: skip
+        self,
+        channels: int,
+        patch_size: int,
+        sides: list[int],
+        widths: list[int],
+        n_blocks: int,
+        latent_dim: int,
+        spatial_latents: tuple[tuple[int, int], ...],
+        film_dim: int,
+        concat_dim: int,
+    ):
         super().__init__()
         self.patch_size, self.concat_dim = patch_size, concat_dim
         self.latent_sides = [side for side, _ in spatial_latents]
@@ -249,7 +279,7 @@ class Encoder(nn.Module):
         for level, blocks in enumerate(self.blocks):
             if level > 0:
                 x = self.downsamplings[level - 1](x)
-            for block in blocks:
+            for block in blocks.children():
                 x = block(x, embedding)
             maps[x.shape[-1]] = x
         x = F.silu(self.norm(x, embedding)).flatten(1)
@@ -263,10 +293,18 @@ class Decoder(nn.Module):
     """Global latents (B, D), embeddings (B, E) and noise -> the likelihood's parameters (B, n_outputs, S, S)."""
 
     def __init__(
-        self, latent_dim: int, image_size: int, patch_size: int, sides: list[int], widths: list[int],
-        n_blocks: int, n_outputs: int, spatial_latents: tuple[tuple[int, int], ...], film_dim: int,
+        self,
+        latent_dim: int,
+        image_size: int,
+        patch_size: int,
+        sides: list[int],
+        widths: list[int],
+        n_blocks: int,
+        n_outputs: int,
+        spatial_latents: tuple[tuple[int, int], ...],
+        film_dim: int,
         concat_dim: int,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.image_size, self.concat_dim = image_size, concat_dim
         self.noise_sizes = [c * side * side for side, c in spatial_latents]
@@ -343,9 +381,9 @@ class SpatialLatent(nn.Module):
     @torch.no_grad()
     def narrow_posterior(self) -> None:
         """Begin with a posterior that is narrow, and whose mean follows the image as much as a fresh layer does."""
-        head = self.posterior[-1]
-        head.weight.div_(SHRINKING)
-        head.bias[len(head.bias) // 2 :] = NARROW_LOG_VARIANCE
+        weight, bias = self.posterior[-1].parameters()
+        weight.div_(SHRINKING)
+        bias[len(bias) // 2 :] = NARROW_LOG_VARIANCE
 
     def forward(
         self, state: Tensor, embedding: Tensor, noise: Tensor, encoder_map: Tensor | None
@@ -420,6 +458,7 @@ def _shrunk(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
 
     Not at zero, which would hold up the gradients of the whole branch.
     """
+    assert layer.bias is not None
     with torch.no_grad():
         layer.weight.mul_(SHRINKING)
         layer.bias.zero_()

@@ -17,7 +17,8 @@ PAGE = ROOT / "docs" / "editing.md"
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "runs", "results", "tests", "__pycache__", ".*_cache", "wandb")
 TINY = {
     "train_translation.py": [
-        *("--d_model", "16", "--n_heads", "2", "--d_ff", "16", "--n_encoder_layers", "1", "--n_decoder_layers", "1"),
+        *("--d_model", "16", "--n_heads", "2", "--d_ff", "16"),
+        *("--n_encoder_layers", "1", "--n_decoder_layers", "1"),
         *("--max_tokens", "256", "--valid_sentences", "4", "--test_sentences", "4", "--beam_size", "2"),
     ],
     "train_unet.py": ["--width", "8", "--depth", "2", "--image_size", "32", "--batch_size", "4", "--views", "one"],

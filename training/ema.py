@@ -1,13 +1,16 @@
 """Exponential moving average of the weights (Polyak & Juditsky 1992)."""
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+M = TypeVar("M", bound=nn.Module)
 
-class EMA:
+
+class EMA(Generic[M]):
     """A copy of a model, `module`, whose weights follow the model's: call `update(model)` after each update.
 
     The decay grows with the number n of updates as (1 + n) / (10 + n) up to `decay`, so that the average does
@@ -19,8 +22,10 @@ class EMA:
     the window of 1 / (1 - decay) updates is never longer than those, so that the average ends at these weights.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.module, self.decay, self.n_averaged = copy.deepcopy(model).requires_grad_(False), decay, 0
+    def __init__(self, model: M, decay: float):
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self.n_averaged = 0
 
     @torch.no_grad()
     def update(self, model: nn.Module, updates_left: int | None = None) -> None:

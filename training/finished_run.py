@@ -17,6 +17,7 @@ from training.resuming import saved_settings
 from training.run import RunConfig
 
 C = TypeVar("C", bound=RunConfig)
+M = TypeVar("M", bound=nn.Module)
 
 # Checkpoints of before the script's name was kept in them are known by a flag that only that script has.
 _FLAG_OF = {"translation": "max_tokens", "unet": "upsampling", "cvae": "latent_dim", "cifar": "cutout"}
@@ -41,7 +42,7 @@ class FinishedRun(Generic[C]):
             raise _of_another_script(self.checkpoint, self.script)
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def load(self, build_model: Callable[[C, int], nn.Module], device: torch.device) -> nn.Module:
+    def load(self, build_model: Callable[[C, int], M], device: torch.device) -> M:
         """The trained model, or the average of its weights where there is one, on `device`, for evaluation.
 
         `build_model(config, n_classes)` is the script's own.

@@ -50,10 +50,13 @@ def probe_accuracy(
         probes = {
             "linear": nn.Linear(n_units, n_classes),
             "mlp": nn.Sequential(
-                nn.Linear(n_units, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(),
+                nn.Linear(n_units, HIDDEN),
+                nn.ReLU(),
+                nn.Linear(HIDDEN, HIDDEN),
+                nn.ReLU(),
                 nn.Linear(HIDDEN, n_classes),
             ),
-        }  # fmt: skip
+        }
         accuracy = {}
         for name, probe in probes.items():
             _fit(probe, train, train_labels)

@@ -26,7 +26,7 @@ def prepare_training(
     checkpoint: Path | None,
     *,
     compile_dynamic: bool | None = None,
-) -> tuple[nn.Module, Optimizer, EMA | None, dict]:
+) -> tuple[nn.Module, Optimizer, EMA[M] | None, dict]:
     """`model`, on its device, and its optimizer as Accelerate prepares them; the average of the weights; the state.
 
     `build_optimizer(model, config, mixed_precision)` is called once the parameters are final. The state is that of
@@ -67,6 +67,6 @@ def _check_sharding(accelerator: Accelerator, config: Any) -> None:
         )
 
 
-def weights_to_evaluate(accelerator: Accelerator, model: nn.Module, ema: EMA | None) -> nn.Module:
+def weights_to_evaluate(accelerator: Accelerator, model: nn.Module, ema: EMA[M] | None) -> M:
     """The bare model that is evaluated: the average of the weights where there is one."""
     return ema.module if ema else accelerator.unwrap_model(model)
