@@ -219,6 +219,13 @@ def test_evaluating_only_trains_validates_and_writes_nothing(train, tmp_path):
     assert trial.loop.checkpoint_to_test.name == "checkpoint-10"
 
 
+def test_a_run_that_is_only_evaluated_with_updates_of_another_size_keeps_its_place(train, tmp_path, monkeypatch):
+    trained = train(tmp_path / "run", max_train_steps=7)
+    monkeypatch.setitem(globals(), "UPDATE_SIZE", 5)
+    evaluated = train(tmp_path / "run", eval_only=True)
+    assert evaluated.loop.epochs_done == trained.loop.epochs_done == pytest.approx(1.4)
+
+
 def test_a_finished_run_that_is_resumed_does_nothing_anew(train, tmp_path):
     train(tmp_path)
     trial = train(tmp_path, resume=True)
