@@ -646,6 +646,7 @@ def main(config: Config) -> None:
         patience=config.patience,
         files=files,
     )
+    # No loop.compile_ahead(..): shapes come and go over an epoch, so with --compile the first updates wait.
     for batch in loop:
         if loop.due("validate"):
             metrics, translations = evaluate(
