@@ -5,7 +5,7 @@
     accelerate launch --config_file accelerate_configs/bf16.yaml train_cvae.py cifar10 --compile
 
 The data set lies on the device as uint8. All noise, of the latents and of the binarisation, depends on (seed,
-epoch, update) alone and is drawn for the whole update: any number of processes makes the same one.
+update) alone and is drawn for the whole update: any number of processes makes the same one.
 
 Bounds are of an image, in nats; `bits_per_dim` is the same as bits of one of its values. `valid/elbo` is that of
 training images that are held out, and chooses the checkpoint that is tested (the last one where none are).
@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 import train_cifar
 from data.errors import DataError
 from data.images.drawn_digits import drawn_digits
-from data.images.epoch_order import plan_seeded_epoch
+from data.images.epoch_order import plan_epoch
 from data.images.labelled import ImageSplits, LabelledImages, load_image_splits, require_trainable
 from data.seeding import Stream, seed_micro_batch, seeded_generator
 from figures.curves import plot_curves
@@ -313,12 +313,13 @@ def objective(
 
 
 def draw_batch(
-    model: GenerativeModel, data: LabelledImages, config: Config, ids: Tensor, generator: torch.Generator
+    model: GenerativeModel, data: LabelledImages, config: Config, ids: Tensor, step: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the images `ids` (B,) are to the model in one update: its targets, labels, labels given, and noise.
+    """What the images `ids` (B,) are to the model in update `step`: its targets, labels, labels given, and noise.
 
     Drawn for the whole update, on every process: which images are its own depends on the number of processes.
     """
+    generator = seeded_generator(ids.device, Stream.LATENT_NOISE, config.seed, step)
     images, labels = data.images[ids], data.labels[ids]
     if config.flip:
         flipped = torch.rand(len(ids), generator=generator, device=ids.device) < 0.5
@@ -337,7 +338,7 @@ def train_update(
     data: LabelledImages,
     config: Config,
     total_steps: int,
-    planned: tuple[Tensor, torch.Generator],
+    ids: Tensor,
     step: int,
     lr: float,
 ) -> tuple[dict[str, Tensor], Tensor]:
@@ -347,8 +348,7 @@ def train_update(
     """
     model.train()
     set_lr(optimizer, lr)
-    ids, generator = planned
-    batch = draw_batch(accelerator.unwrap_model(model), data, config, ids, generator)
+    batch = draw_batch(accelerator.unwrap_model(model), data, config, ids, step)
     weight = kl_weight(config, step, total_steps)
     n_values = data.images[0].numel()
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
@@ -499,10 +499,8 @@ def main(config: Config) -> None:
     files = {"data.json": json.dumps(described, indent=1)}
     epoch_plan = EpochPlan(update_size, len(splits.train), math.ceil(len(splits.train) / update_size), config.seed)
 
-    def plan(epoch: int, seen: int = 0) -> Sequence[tuple[Tensor, torch.Generator]]:
-        return plan_seeded_epoch(
-            len(splits.train), update_size, config.seed, epoch, device, Stream.LATENT_NOISE, seen
-        )
+    def plan(epoch: int, seen: int = 0) -> Sequence[Tensor]:
+        return plan_epoch(len(splits.train), update_size, config.seed, epoch, device, seen)
 
     # --- model and optimizer, new or from a checkpoint
     model = build_within_memory(partial(build_model, config, len(splits.class_names)), device)
@@ -522,7 +520,7 @@ def main(config: Config) -> None:
         valid_targets = draw_targets(evaluated, valid.images, config, Stream.VALIDATION_PIXELS)
     update = partial(train_update, accelerator, model, optimizer, train, config, total_steps)
     if config.find_lr:
-        result = find_lr(accelerator, model, optimizer, plan(0), update, count=lambda planned: len(planned[0]))
+        result = find_lr(accelerator, model, optimizer, plan(0), update, count=len)
         report_lr_range_test(accelerator, result, Path(config.output_dir))
         return close_accelerator(accelerator)
     with accelerator.local_main_process_first():  # a judge that is missing is trained once
@@ -548,7 +546,7 @@ def main(config: Config) -> None:
         files=files,
     )
     loop.compile_ahead(optimizer, update)
-    for planned in loop:
+    for ids in loop:
         if loop.due("validate") and valid:
             metrics, *_ = evaluate(accelerator, evaluated, valid_targets, valid.labels, config)
             bounds = f"{metrics['elbo']:.2f} nats, {metrics['bits_per_dim']:.3f} bits/dim"
@@ -559,8 +557,8 @@ def main(config: Config) -> None:
         if loop.last:
             break
         lr = learning_rate(config, loop.step, total_steps)
-        sums, gradient_norm = update(planned, loop.step, lr)
-        if loop.count(sums, len(planned[0]), gradient_norm, lr) and ema:
+        sums, gradient_norm = update(ids, loop.step, lr)
+        if loop.count(sums, len(ids), gradient_norm, lr) and ema:
             ema.update(accelerator.unwrap_model(model))
 
     report_test(run, loop, evaluated, on_device, judge)

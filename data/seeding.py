@@ -23,7 +23,7 @@ class Stream(IntEnum):
     SEGMENTATION = 3  # BPE-dropout of the training text (epoch)
     AUGMENTATION = 4  # of the training images (epoch)
     DROPOUT = 5  # whatever draws from the global generators in training (update, micro-batch)
-    LATENT_NOISE = 6  # what the CVAE's objective draws: flips, pixels, withheld labels, latents (epoch, update)
+    LATENT_NOISE = 6  # what the CVAE is trained under: flips, pixels, withheld labels, latents (update)
     TRAINING_PIXELS = 7  # training images that are binarised once ()
     TEST_PIXELS = 8  # test images, binarised ()
     BOUND = 9  # latents of evaluated images, for the bounds (batch)

@@ -19,11 +19,11 @@ from run_folders import Killed, curve, edit_config, final_weights, summary
 
 import train_cvae
 from data.images.drawn_digits import drawn_digits
-from data.images.labelled import ImageSplits
+from data.images.labelled import ImageSplits, LabelledImages
 from data.seeding import Stream, seeded_generator
 from models.cvae import CVAEOutput
 from models.likelihoods import Bernoulli
-from train_cvae import RECIPES, Config, build_model, build_optimizer, evaluate, kl_weight, objective
+from train_cvae import RECIPES, Config, build_model, build_optimizer, draw_batch, evaluate, kl_weight, objective
 from training.checkpoints import load_weights
 from training.cli import run_script
 
@@ -168,10 +168,10 @@ def test_every_likelihood_and_lever_trains(train, tmp_path, flags):
 def test_static_binarisation_shows_the_same_pixels_in_each_epoch(train, tmp_path, monkeypatch):
     seen = {}
 
-    def note(model, data, config, ids, generator):
+    def note(model, data, config, ids, step):
         for i, image in zip(ids.tolist(), data.images[ids], strict=True):
             seen.setdefault(i, set()).add(tuple(image.flatten().tolist()))
-        return genuine(model, data, config, ids, generator)
+        return genuine(model, data, config, ids, step)
 
     genuine = train_cvae.draw_batch
     monkeypatch.setattr(train_cvae, "draw_batch", note)
@@ -218,6 +218,23 @@ def test_the_checkpoint_that_is_tested_is_the_best_by_validation(train, tmp_path
     monkeypatch.setattr(train_cvae, "load_weights", note)
     assert train(tmp_path / "run", "--max_train_steps", "15") == 0
     assert tested == ["checkpoint-10"] and summary(tmp_path / "run")["best/valid/elbo"] == -80.0
+
+
+def test_each_update_is_drawn_by_its_number_whatever_was_drawn_before():
+    config = Config(recipe="test", image_size=16, latent_dim=4, width=16, flip=True, label_dropout=0.5)
+    model = build_model(config, 10)
+    images, labels, *_ = drawn_digits(20, 1, 16)
+    data, ids = LabelledImages(images, labels), torch.arange(12)
+
+    def drawn(step, seed=0):
+        return torch.cat([part.flatten(1) if part.ndim > 1 else part[:, None] for part in
+                          draw_batch(model, data, replace(config, seed=seed), ids, step)], 1)  # fmt: skip
+
+    first = drawn(0)
+    others = [drawn(1), drawn(2), drawn(0, seed=1)]
+    assert torch.equal(drawn(0), first)
+    of_noise = slice(-model.n_noise, None)
+    assert all(not (first[:, of_noise] == other[:, of_noise]).any() for other in others)
 
 
 # --- the choices

@@ -20,14 +20,3 @@ def plan_epoch(
     generator = seeded_generator(torch.device("cpu"), Stream.BATCH_ORDER, seed, epoch)
     order = torch.randperm(n_examples, generator=generator)
     return order[seen:].to(device).tensor_split(math.ceil((n_examples - seen) / batch_size))
-
-
-def plan_seeded_epoch(
-    n_examples: int, batch_size: int, seed: int, epoch: int, device: torch.device, stream: Stream, seen: int = 0
-) -> list[tuple[Tensor, torch.Generator]]:
-    """Likewise, with a generator for each update: one on `device`, of (stream, seed, epoch, seen + update).
-
-    No earlier update of the epoch has had such a number: each has shown one example or more.
-    """
-    updates = plan_epoch(n_examples, batch_size, seed, epoch, device, seen)
-    return [(ids, seeded_generator(device, stream, seed, epoch, i)) for i, ids in enumerate(updates, seen)]

@@ -10,8 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from data.images.epoch_order import plan_epoch, plan_seeded_epoch
-from data.seeding import Stream
+from data.images.epoch_order import plan_epoch
 from training.cli import run_script
 from training.errors import UsageError
 from training.resuming import (
@@ -288,9 +287,3 @@ def test_a_checkpoint_of_before_plans_were_kept(fresh_accelerate, tmp_path):
     assert state["updates_in_epoch"] == 3 and state["extra_steps"] == 0
     with pytest.raises(UsageError, match="middle of an epoch"):
         go_on({"step": 3, "epoch": 0, "updates_in_epoch": 3, "config": saved}, plan_of(20), tmp_path)
-
-
-def test_no_noise_of_an_epoch_is_drawn_twice(fresh_accelerate):
-    drawn = [torch.rand(4, generator=g).tolist() for seen, n in ((0, 3), (30, 8))
-             for _, g in plan_seeded_epoch(103, 10, 0, 0, CPU, Stream.LATENT_NOISE, seen)[:n]]  # fmt: skip
-    assert len({tuple(row) for row in drawn}) == len(drawn)

@@ -1,6 +1,6 @@
 import torch
 
-from data.images.epoch_order import plan_epoch, plan_seeded_epoch
+from data.images.epoch_order import plan_epoch
 
 
 def test_an_epoch_shows_each_example_once_in_batches_of_like_size():
@@ -14,15 +14,3 @@ def test_an_epoch_shows_each_example_once_in_batches_of_like_size():
     other_seed = torch.cat(plan_epoch(50, 10, 4, 0, torch.device("cpu")))
     assert torch.equal(first, again)
     assert not torch.equal(first, other_epoch) and not torch.equal(first, other_seed)
-
-
-def test_each_update_has_a_generator_of_its_own_that_nothing_drawn_before_moves():
-    def drawn(seed, epoch, stream, first=0):
-        plan = plan_seeded_epoch(10, 4, seed, epoch, torch.device("cpu"), stream)
-        assert all(torch.equal(a, b) for (a, _), b in zip(plan, plan_epoch(10, 4, seed, epoch, "cpu"), strict=True))
-        return [torch.rand(2, generator=generator).tolist() for _, generator in plan[first:]]
-
-    numbers = drawn(0, 0, 0)
-    assert drawn(0, 0, 0) == numbers and drawn(0, 0, 0, first=2) == numbers[2:]
-    others = drawn(1, 0, 0) + drawn(0, 1, 0) + drawn(0, 0, 1)
-    assert len({tuple(pair) for pair in numbers + others}) == 12
