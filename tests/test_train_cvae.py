@@ -359,6 +359,17 @@ def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path, monke
              for name in ("two", "doubled")]  # fmt: skip
     assert first[0] == pytest.approx(first[1], rel=1e-5)
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the launched processes: sums in the same order
+    try:
+        accumulates = (*flags, 10, "--gradient_accumulation_steps", 2, "--judge", judge)
+        assert train(tmp_path / "accumulated", *accumulates) == 0
+    finally:
+        torch.set_num_threads(threads)
+    expected = final_weights(tmp_path / "accumulated")
+    for name, tensor in final_weights(tmp_path / "two").items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=0, msg=name)
+
 
 def drawn_digits_of_side(image_size: int):
     return drawn_digits(image_size=image_size)
