@@ -78,8 +78,16 @@ def test_an_edit_applies_and_runs_alone_by_two_processes_and_resumed(edit, tmp_p
     assert set(edit.logs) <= names
     config = project / "accelerate_configs" / "cpu_2proc.yaml"
     two = ("-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", str(config))
-    together = ("--gradient_accumulation_steps", "2", "--max_train_steps", "4", "--checkpointing_steps", "2",
-                "--checkpoints_total_limit", "0")  # fmt: skip
+    together = (
+        "--gradient_accumulation_steps",
+        "2",
+        "--max_train_steps",
+        "4",
+        "--checkpointing_steps",
+        "2",
+        "--checkpoints_total_limit",
+        "0",
+    )
     whole = run(tmp_path / "whole", *together, launcher=two)
     resumed = run(
         tmp_path / "resumed", *together, "--resume", str(whole / "checkpoints" / "checkpoint-2"), launcher=two

@@ -74,8 +74,15 @@ def run(fresh_accelerate, monkeypatch, tmp_path, capfd):
         "drawn_digits": lambda image_size: drawn_digits(40, 20, image_size),
         "textured_shapes": lambda image_size: textured_shapes(16, 8, image_size),
     }
-    figures = ("plot_curves", "write_data_figures", "write_result_figures", "write_model_summary", "write_pictures",
-               "write_latent_map", "plot_active_units")  # fmt: skip
+    figures = (
+        "plot_curves",
+        "write_data_figures",
+        "write_result_figures",
+        "write_model_summary",
+        "write_pictures",
+        "write_latent_map",
+        "plot_active_units",
+    )
 
     def run(script: str, *flags: str) -> tuple[int, str]:
         module = importlib.import_module(script)

@@ -31,9 +31,28 @@ from training.run_folder import claim_folder, release_folders
 pytestmark = pytest.mark.training
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ("--model", "ultimus", "--optimizer", "adamw", "--lr", "0.01", "--weight_decay", "0", "--batch_size", "100",
-        "--bias_lr_factor", "1", "--head_lr_factor", "1", "--max_train_steps", "12", "--log_every", "4",
-        "--tracker", "none")  # fmt: skip
+TINY = (
+    "--model",
+    "ultimus",
+    "--optimizer",
+    "adamw",
+    "--lr",
+    "0.01",
+    "--weight_decay",
+    "0",
+    "--batch_size",
+    "100",
+    "--bias_lr_factor",
+    "1",
+    "--head_lr_factor",
+    "1",
+    "--max_train_steps",
+    "12",
+    "--log_every",
+    "4",
+    "--tracker",
+    "none",
+)
 WITH_NORMS = ("--model", "speednet", "--batch_size", "16", "--label_smoothing", "0.2")
 
 
@@ -64,9 +83,21 @@ def few_shapes():
 
 
 def launch(output_dir, *flags, config: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file",
-               f"accelerate_configs/{config}.yaml", "train_cifar.py", "demo", *TINY,
-               "--output_dir", str(output_dir), *map(str, flags)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--main_process_port",
+        "0",
+        "--config_file",
+        f"accelerate_configs/{config}.yaml",
+        "train_cifar.py",
+        "demo",
+        *TINY,
+        "--output_dir",
+        str(output_dir),
+        *map(str, flags),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -81,8 +112,19 @@ def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
     run = tmp_path / "run"
     assert train(run) == 0
     found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
-    figures = ("accuracy", "augmentations", "class_accuracy", "confusion_matrix", "data_statistics", "loss", "lr",
-               "misclassified", "model_summary", "samples", "throughput")  # fmt: skip
+    figures = (
+        "accuracy",
+        "augmentations",
+        "class_accuracy",
+        "confusion_matrix",
+        "data_statistics",
+        "loss",
+        "lr",
+        "misclassified",
+        "model_summary",
+        "samples",
+        "throughput",
+    )
     assert found >= {"config.json", "metrics.jsonl", "summary.json", *(f"figures/{name}.png" for name in figures)}
     assert [step_of(path) for path in list_checkpoints(run)][-1] == 12
     values = summary(run)
@@ -113,8 +155,17 @@ def test_an_average_that_narrows_ends_at_the_last_weights(train, tmp_path, narro
 
 @pytest.mark.slow
 def test_the_demo_as_the_readme_launches_it_learns_the_shapes(tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml",
-               "train_cifar.py", "demo", "--output_dir", str(tmp_path / "run")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        "accelerate_configs/cpu.yaml",
+        "train_cifar.py",
+        "demo",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert summary(tmp_path / "run")["test/accuracy"] >= 0.95
@@ -305,8 +356,22 @@ def test_a_resume_with_another_optimizer_is_refused(train, tmp_path, capsys):
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path):
     """With batch norm over both processes; augmentation and order are the same for any number of them."""
-    flags = (*WITH_NORMS, "--optimizer", "sgd", "--lr", "0.02", "--max_train_steps", "3", "--cutout", "4",
-             "--brightness", "0.2", "--flip", "random", "--batch_size")  # fmt: skip
+    flags = (
+        *WITH_NORMS,
+        "--optimizer",
+        "sgd",
+        "--lr",
+        "0.02",
+        "--max_train_steps",
+        "3",
+        "--cutout",
+        "4",
+        "--brightness",
+        "0.2",
+        "--flip",
+        "random",
+        "--batch_size",
+    )
     process = launch(tmp_path / "two", *flags, 16, config="cpu_2proc")
     data = drawn_shapes()  # the launched script's, whole
     with pytest.MonkeyPatch.context() as patch:
@@ -336,10 +401,34 @@ def test_accumulation_trains_as_the_doubled_batch_where_there_is_no_norm(train, 
 @pytest.mark.slow
 def test_two_processes_train_as_accumulation_and_either_goes_on_where_the_other_stopped(train, tmp_path):
     """To 1e-6, with random augmentation; where there is no norm, whose statistics are of what a pass shows."""
-    flags = ("--cutout", "4", "--brightness", "0.2", "--contrast", "0.2", "--flip", "random", "--crop_padding", "3",
-             "--optimizer", "sgd", "--lr", "0.05", "--max_grad_norm", "0.5", "--ema_decay", "0.9",
-             "--batch_size", "32", "--max_train_steps", "8", "--checkpointing_steps", "4",
-             "--checkpoints_total_limit", "0")  # fmt: skip
+    flags = (
+        "--cutout",
+        "4",
+        "--brightness",
+        "0.2",
+        "--contrast",
+        "0.2",
+        "--flip",
+        "random",
+        "--crop_padding",
+        "3",
+        "--optimizer",
+        "sgd",
+        "--lr",
+        "0.05",
+        "--max_grad_norm",
+        "0.5",
+        "--ema_decay",
+        "0.9",
+        "--batch_size",
+        "32",
+        "--max_train_steps",
+        "8",
+        "--checkpointing_steps",
+        "4",
+        "--checkpoints_total_limit",
+        "0",
+    )
     of_one = (*flags, "--gradient_accumulation_steps", "2")
     data = drawn_shapes()  # the launched script's, whole
     with pytest.MonkeyPatch.context() as patch:

@@ -30,8 +30,24 @@ from training.cli import run_script
 pytestmark = pytest.mark.training
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ("--image_size", "16", "--latent_dim", "4", "--width", "16", "--batch_size", "20", "--max_train_steps", "6",
-        "--log_every", "2", "--iw_samples", "3", "--tracker", "none")  # fmt: skip
+TINY = (
+    "--image_size",
+    "16",
+    "--latent_dim",
+    "4",
+    "--width",
+    "16",
+    "--batch_size",
+    "20",
+    "--max_train_steps",
+    "6",
+    "--log_every",
+    "2",
+    "--iw_samples",
+    "3",
+    "--tracker",
+    "none",
+)
 
 
 GENUINE_FIND_JUDGE = train_cvae.find_judge
@@ -78,13 +94,36 @@ def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
     run = tmp_path / "run"
     assert train(run) == 0
     found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "checkpoint-" not in str(p)}
-    figures = ("active_units", "elbo", "interpolations", "latent_map", "loss", "lr", "prior_samples",
-               "reconstructions", "relabelled", "terms", "throughput", "wrong_labels")  # fmt: skip
+    figures = (
+        "active_units",
+        "elbo",
+        "interpolations",
+        "latent_map",
+        "loss",
+        "lr",
+        "prior_samples",
+        "reconstructions",
+        "relabelled",
+        "terms",
+        "throughput",
+        "wrong_labels",
+    )
     assert found >= {"config.json", "metrics.jsonl", "summary.json", *(f"figures/{name}.png" for name in figures)}
     assert {path.partition("/")[0] for path in found} == {"config.json", "metrics.jsonl", "summary.json", "figures"}
     values = summary(run)
-    names = ("elbo", "reconstruction", "kl", "bits_per_dim", "iw_bound", "classifier_accuracy", "wrong_label_hits",
-             "prior_hits", "probe_linear", "probe_mlp", "probe_chance")  # fmt: skip
+    names = (
+        "elbo",
+        "reconstruction",
+        "kl",
+        "bits_per_dim",
+        "iw_bound",
+        "classifier_accuracy",
+        "wrong_label_hits",
+        "prior_hits",
+        "probe_linear",
+        "probe_mlp",
+        "probe_chance",
+    )
     assert all(math.isfinite(values[f"test/{name}"]) for name in names)
     assert values["test/elbo"] == pytest.approx(-values["test/reconstruction"] - values["test/kl"])
     assert values["test/bits_per_dim"] == pytest.approx(-values["test/elbo"] / 256 / math.log(2), rel=1e-5)
@@ -121,8 +160,17 @@ def test_eval_only_gives_the_same_bounds_and_trains_nothing(train, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_as_the_readme_launches_it_learns_the_digits(tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml",
-               "train_cvae.py", "demo", "--output_dir", str(tmp_path / "run")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        "accelerate_configs/cpu.yaml",
+        "train_cvae.py",
+        "demo",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     elbos = [line["valid/elbo"] for line in curve(tmp_path / "run") if "valid/elbo" in line]
@@ -227,8 +275,13 @@ def test_each_update_is_drawn_by_its_number_whatever_was_drawn_before():
     data, ids = LabelledImages(images, labels), torch.arange(12)
 
     def drawn(step, seed=0):
-        return torch.cat([part.flatten(1) if part.ndim > 1 else part[:, None] for part in
-                          draw_batch(model, data, replace(config, seed=seed), ids, step)], 1)  # fmt: skip
+        return torch.cat(
+            [
+                part.flatten(1) if part.ndim > 1 else part[:, None]
+                for part in draw_batch(model, data, replace(config, seed=seed), ids, step)
+            ],
+            1,
+        )
 
     first = drawn(0)
     others = [drawn(1), drawn(2), drawn(0, seed=1)]
@@ -334,14 +387,50 @@ def test_a_run_of_before_images_were_held_out_goes_on_with_all_of_them(train, tm
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path, monkeypatch):
     """Noise and all: it is drawn for the whole update."""
-    flags = ("--spatial_latents", "4", "2", "--probe_weight", "0.5", "--label_dropout", "0.2", "--flip",
-             "--classifier_noise", "0.2", "--lr", "1e-3", "--max_train_steps", "3", "--batch_size")  # fmt: skip
+    flags = (
+        "--spatial_latents",
+        "4",
+        "2",
+        "--probe_weight",
+        "0.5",
+        "--label_dropout",
+        "0.2",
+        "--flip",
+        "--classifier_noise",
+        "0.2",
+        "--lr",
+        "1e-3",
+        "--max_train_steps",
+        "3",
+        "--batch_size",
+    )
     judge = train_tiny_judge(tmp_path / "judge")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file",
-               "accelerate_configs/cpu_2proc.yaml", "train_cvae.py", "demo", *TINY, "--judge", str(judge),
-               "--output_dir", str(tmp_path / "two"), *flags, "10"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--main_process_port",
+        "0",
+        "--config_file",
+        "accelerate_configs/cpu_2proc.yaml",
+        "train_cvae.py",
+        "demo",
+        *TINY,
+        "--judge",
+        str(judge),
+        "--output_dir",
+        str(tmp_path / "two"),
+        *flags,
+        "10",
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     monkeypatch.setattr(train_cvae, "drawn_digits", drawn_digits_of_side)  # the launched script's, whole
     monkeypatch.setattr(train_cvae, "find_judge", GENUINE_FIND_JUDGE)
     assert train(tmp_path / "doubled", *flags, 20, "--judge", judge) == 0
@@ -355,8 +444,10 @@ def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path, monke
     assert two["num_processes"] == 2 and two["test/n_images"] == doubled["test/n_images"] == 1000
     for name in ("test/elbo", "test/iw_bound", "test/wrong_label_hits", "test/classifier_accuracy"):
         assert two[name] == pytest.approx(doubled[name], rel=2e-3, abs=2e-3), name
-    first = [next(line["train/loss"] for line in curve(tmp_path / name) if "train/loss" in line)
-             for name in ("two", "doubled")]  # fmt: skip
+    first = [
+        next(line["train/loss"] for line in curve(tmp_path / name) if "train/loss" in line)
+        for name in ("two", "doubled")
+    ]
     assert first[0] == pytest.approx(first[1], rel=1e-5)
 
     threads = torch.get_num_threads()
@@ -376,9 +467,29 @@ def drawn_digits_of_side(image_size: int):
 
 
 def train_tiny_judge(folder: Path) -> Path:
-    command = [sys.executable, "train_cifar.py", "demo", "--dataset", "digits", "--model", "ultimus",
-               "--optimizer", "adamw", "--lr", "0.01", "--bias_lr_factor", "1", "--head_lr_factor", "1",
-               "--max_train_steps", "5", "--tracker", "none", "--output_dir", str(folder)]  # fmt: skip
+    command = [
+        sys.executable,
+        "train_cifar.py",
+        "demo",
+        "--dataset",
+        "digits",
+        "--model",
+        "ultimus",
+        "--optimizer",
+        "adamw",
+        "--lr",
+        "0.01",
+        "--bias_lr_factor",
+        "1",
+        "--head_lr_factor",
+        "1",
+        "--max_train_steps",
+        "5",
+        "--tracker",
+        "none",
+        "--output_dir",
+        str(folder),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return folder
 
@@ -392,8 +503,14 @@ def test_accumulation_trains_as_the_doubled_batch(train, tmp_path):
 
 
 def evaluate_in_process(rank: int, n_processes: int, store: str, folder: Path) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n_processes),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(n_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+        "OMP_NUM_THREADS": "1",
+    }
     torch.set_num_threads(1)
     if n_processes > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n_processes)

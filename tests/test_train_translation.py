@@ -26,12 +26,38 @@ pytestmark = pytest.mark.training
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = {  # the flags of a small one
-    "transformer": ("--d_model", "32", "--n_heads", "2", "--n_encoder_layers", "1", "--n_decoder_layers", "1",
-                    "--d_ff", "64"),
+    "transformer": (
+        "--d_model",
+        "32",
+        "--n_heads",
+        "2",
+        "--n_encoder_layers",
+        "1",
+        "--n_decoder_layers",
+        "1",
+        "--d_ff",
+        "64",
+    ),
     "lstm": ("--model", "lstm", "--embedding_dim", "24", "--hidden_size", "32", "--n_layers", "1"),
-}  # fmt: skip
-TINY = ("--vocab_size", "400", "--max_tokens", "256", "--dropout", "0.1", "--epochs", "2", "--log_every", "4",
-        "--beam_size", "2", "--valid_sentences", "10", "--tracker", "none")  # fmt: skip
+}
+TINY = (
+    "--vocab_size",
+    "400",
+    "--max_tokens",
+    "256",
+    "--dropout",
+    "0.1",
+    "--epochs",
+    "2",
+    "--log_every",
+    "4",
+    "--beam_size",
+    "2",
+    "--valid_sentences",
+    "10",
+    "--tracker",
+    "none",
+)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -46,8 +72,15 @@ def files(tmp_path_factory) -> list[str]:
     pairs = phrasebook_splits()[0][::60][:400]
     for side, name in enumerate(("en", "it")):
         (folder / name).write_text("".join(pair[side] + "\n" for pair in pairs), encoding="utf-8")
-    return ["--train_files", str(folder / "en"), str(folder / "it"), "--valid_fraction", "0.05",
-            "--test_fraction", "0.1"]  # fmt: skip
+    return [
+        "--train_files",
+        str(folder / "en"),
+        str(folder / "it"),
+        "--valid_fraction",
+        "0.05",
+        "--test_fraction",
+        "0.1",
+    ]
 
 
 @pytest.fixture
@@ -70,9 +103,23 @@ def train(fresh_accelerate, monkeypatch, files):
 
 
 def launch(output_dir, files, *flags, config="cpu", model="transformer", **popen):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file",
-               str(ROOT / f"accelerate_configs/{config}.yaml"), "train_translation.py", "demo", *MODELS[model],
-               *TINY, *files, "--output_dir", str(output_dir), *map(str, flags)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--main_process_port",
+        "0",
+        "--config_file",
+        str(ROOT / f"accelerate_configs/{config}.yaml"),
+        "train_translation.py",
+        "demo",
+        *MODELS[model],
+        *TINY,
+        *files,
+        "--output_dir",
+        str(output_dir),
+        *map(str, flags),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
@@ -103,11 +150,22 @@ def finished(tmp_path_factory, files, model) -> Path:
 def test_a_run_leaves_what_the_contract_says(finished):
     found = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
     assert found >= {
-        "config.json", "metrics.jsonl", "summary.json", "stdout.txt", "figures/loss.png", "figures/lr.png",
-        "figures/bleu.png", "figures/throughput.png", "figures/lengths.png", "figures/attention_1.png",
-        "figures/attention_2.png", "figures/attention_3.png", "translations/test.src.txt",
-        "translations/test.ref.txt", "translations/test.hyp.txt",
-    }  # fmt: skip
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+        "stdout.txt",
+        "figures/loss.png",
+        "figures/lr.png",
+        "figures/bleu.png",
+        "figures/throughput.png",
+        "figures/lengths.png",
+        "figures/attention_1.png",
+        "figures/attention_2.png",
+        "figures/attention_3.png",
+        "translations/test.src.txt",
+        "translations/test.ref.txt",
+        "translations/test.hyp.txt",
+    }
     values = summary(finished)
     for name in ("test/bleu", "test/chrf", "test/nll", "best/valid/bleu", "train_seconds", "n_parameters"):
         assert math.isfinite(values[name])
@@ -122,8 +180,19 @@ def test_the_sacrebleu_command_gives_the_same_scores(finished):
     values = summary(finished)
     folder = finished / "translations"
     for metric in ("bleu", "chrf"):
-        command = [sys.executable, "-m", "sacrebleu", str(folder / "test.ref.txt"),
-                   "-i", str(folder / "test.hyp.txt"), "-m", metric, "-b", "-w", "10"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "sacrebleu",
+            str(folder / "test.ref.txt"),
+            "-i",
+            str(folder / "test.hyp.txt"),
+            "-m",
+            metric,
+            "-b",
+            "-w",
+            "10",
+        ]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert float(out) == pytest.approx(values[f"test/{metric}"], abs=1e-9)
     assert values["test/n_sentences"] == len((folder / "test.hyp.txt").read_text().splitlines())
@@ -203,8 +272,19 @@ def wait_for_step(process, output_dir, step: int) -> None:
 @pytest.mark.slow
 def test_sigterm_saves_and_exits_143_and_sigkill_costs_nothing(train, tmp_path, files):
     flags = ("--checkpointing_steps", "10", "--epochs", "6")
-    direct = [sys.executable, "train_translation.py", "demo", *MODELS["transformer"], *TINY, *files,
-              "--output_dir", str(tmp_path / "run"), *flags, "--resume", "latest"]  # fmt: skip
+    direct = [
+        sys.executable,
+        "train_translation.py",
+        "demo",
+        *MODELS["transformer"],
+        *TINY,
+        *files,
+        "--output_dir",
+        str(tmp_path / "run"),
+        *flags,
+        "--resume",
+        "latest",
+    ]
     options = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE, "text": True}
 
     process = subprocess.Popen(direct, **options)
@@ -361,13 +441,37 @@ def test_it_learns_to_copy_random_digits_from_any_seed(train, tmp_path, model):
     ):
         (tmp_path / name).write_text("".join(f"{line}\n" for line in chosen))
     data = [f for n in ("train", "valid", "test") for f in (f"--{n}_files", str(tmp_path / n), str(tmp_path / n))]
-    flags = ("--max_tokens", "1024", "--dropout", "0", "--label_smoothing", "0", "--epochs", "14",
-             "--seed", seed, "--valid_sentences", "100")  # fmt: skip
+    flags = (
+        "--max_tokens",
+        "1024",
+        "--dropout",
+        "0",
+        "--label_smoothing",
+        "0",
+        "--epochs",
+        "14",
+        "--seed",
+        seed,
+        "--valid_sentences",
+        "100",
+    )
     flags += {
-        "transformer": ("--d_model", "64", "--n_heads", "4", "--n_encoder_layers", "2", "--n_decoder_layers", "2",
-                        "--d_ff", "128", "--lr", "4e-3"),
+        "transformer": (
+            "--d_model",
+            "64",
+            "--n_heads",
+            "4",
+            "--n_encoder_layers",
+            "2",
+            "--n_decoder_layers",
+            "2",
+            "--d_ff",
+            "128",
+            "--lr",
+            "4e-3",
+        ),
         "lstm": ("--embedding_dim", "32", "--hidden_size", "64", "--lr", "1e-2"),
-    }[model]  # fmt: skip
+    }[model]
     assert train(tmp_path / "run", *flags, data=data, model=model) == 0
     folder = tmp_path / "run" / "translations"
     hypotheses, references = ((folder / f"test.{kind}.txt").read_text().splitlines() for kind in ("hyp", "ref"))
@@ -378,8 +482,17 @@ def test_it_learns_to_copy_random_digits_from_any_seed(train, tmp_path, model):
 
 @pytest.mark.slow
 def test_the_demo_as_the_readme_launches_it_reaches_bleu_95(tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml",
-               "train_translation.py", "demo", "--output_dir", str(tmp_path / "run")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        "accelerate_configs/cpu.yaml",
+        "train_translation.py",
+        "demo",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert summary(tmp_path / "run")["test/bleu"] >= 95
@@ -456,8 +569,14 @@ def test_the_length_penalty_is_chosen_on_the_validation_split(train, tmp_path, m
 
     def score(hypotheses, references, *others):
         bleu = {repr([4 + power] * 3): value for power, value in ((0, 5.0), (1, 7.0), (2, 6.0))}[hypotheses[0]]
-        return {"bleu": bleu, "chrf": 1.0, "brevity_penalty": 0.9, "n_sentences": len(hypotheses),
-                "bleu_signature": "", "chrf_signature": ""}  # fmt: skip
+        return {
+            "bleu": bleu,
+            "chrf": 1.0,
+            "brevity_penalty": 0.9,
+            "n_sentences": len(hypotheses),
+            "bleu_signature": "",
+            "chrf_signature": "",
+        }
 
     monkeypatch.setattr(train_translation, "decode_in_batches", decode)
     monkeypatch.setattr(train_translation, "score_translations", score)
@@ -491,8 +610,20 @@ def test_a_run_of_old_is_evaluated_by_its_own_rule_of_length(train, tmp_path, mo
 
 def by_the_command(folder: Path, name: str, *flags: str, metric: str = "bleu") -> float:
     """What the `sacrebleu` command says of a run's translations."""
-    command = [sys.executable, "-m", "sacrebleu", str(folder / f"{name}.ref.txt"), "-i",
-               str(folder / f"{name}.hyp.txt"), "-m", metric, "-b", "-w", "10", *flags]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "sacrebleu",
+        str(folder / f"{name}.ref.txt"),
+        "-i",
+        str(folder / f"{name}.hyp.txt"),
+        "-m",
+        metric,
+        "-b",
+        "-w",
+        "10",
+        *flags,
+    ]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -501,8 +632,10 @@ def test_what_is_scored_is_what_lies_on_disk(train, tmp_path, files, capsys):
     source, target = (Path(files[i]).read_text(encoding="utf-8").splitlines() for i in (1, 2))
     chosen = range(0, 60, 2)
     references = [unicodedata.normalize("NFD", target[i]).replace(" ", "\u2028", 1) + "\x85" for i in chosen]
-    held_out = [write(tmp_path / "test.en", "".join(f"{source[i]}\n" for i in chosen).encode()),
-                write(tmp_path / "test.it", "".join(f"{line}\n" for line in references).encode())]  # fmt: skip
+    held_out = [
+        write(tmp_path / "test.en", "".join(f"{source[i]}\n" for i in chosen).encode()),
+        write(tmp_path / "test.it", "".join(f"{line}\n" for line in references).encode()),
+    ]
     flags = ("--lowercase", "--mask_numbers", "--max_train_steps", "8", "--test_files", *held_out)
     assert train(tmp_path / "run", *flags) == 0
     values, folder = summary(tmp_path / "run"), tmp_path / "run" / "translations"
@@ -707,8 +840,12 @@ def test_an_unknown_flag_names_the_near_miss(train, tmp_path, capsys):
 def test_empty_lines_and_absurd_ratios_are_skipped_and_counted(train, tmp_path, files, capsys):
     source, target = (Path(files[i]).read_text(encoding="utf-8") for i in (1, 2))
     long = "parola " * 100
-    data = ["--train_files", write(tmp_path / "en", f"{source}\nYes.\n\n".encode()),
-            write(tmp_path / "it", f"{target}Vuoto.\n{long}\n\n".encode()), *files[3:]]  # fmt: skip
+    data = [
+        "--train_files",
+        write(tmp_path / "en", f"{source}\nYes.\n\n".encode()),
+        write(tmp_path / "it", f"{target}Vuoto.\n{long}\n\n".encode()),
+        *files[3:],
+    ]
     assert train(tmp_path / "run", "--max_train_steps", "4", data=data) == 0
     shown = capsys.readouterr().out
     assert "empty 2, length ratio 1" in shown
@@ -756,8 +893,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(train
 
 
 def test_local_files_without_tracker_need_neither_wandb_nor_datasets(tmp_path, files):
-    arguments = ["train_translation.py", "demo", *MODELS["transformer"], *TINY, *files, "--max_train_steps", "3",
-                 "--output_dir", str(tmp_path / "run")]  # fmt: skip
+    arguments = [
+        "train_translation.py",
+        "demo",
+        *MODELS["transformer"],
+        *TINY,
+        *files,
+        "--max_train_steps",
+        "3",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     program = (
         "import runpy, sys; sys.modules['wandb'] = sys.modules['datasets'] = None; "  # import raises from now on
         f"sys.argv = {arguments!r}; runpy.run_path('train_translation.py', run_name='__main__')"

@@ -26,8 +26,22 @@ from training.schedules import set_lr
 pytestmark = pytest.mark.training
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ("--width", "8", "--depth", "2", "--image_size", "32", "--batch_size", "10", "--max_train_steps", "6",
-        "--log_every", "2", "--tracker", "none")  # fmt: skip
+TINY = (
+    "--width",
+    "8",
+    "--depth",
+    "2",
+    "--image_size",
+    "32",
+    "--batch_size",
+    "10",
+    "--max_train_steps",
+    "6",
+    "--log_every",
+    "2",
+    "--tracker",
+    "none",
+)
 
 
 @pytest.fixture
@@ -56,9 +70,21 @@ def few_shapes():
 
 
 def launch(output_dir, *flags, config: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file",
-               f"accelerate_configs/{config}.yaml", "train_unet.py", "demo", *TINY,
-               "--output_dir", str(output_dir), *map(str, flags)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--main_process_port",
+        "0",
+        "--config_file",
+        f"accelerate_configs/{config}.yaml",
+        "train_unet.py",
+        "demo",
+        *TINY,
+        "--output_dir",
+        str(output_dir),
+        *map(str, flags),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -74,12 +100,31 @@ def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
     assert train(run) == 0
     found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
     assert {"config.json", "metrics.jsonl", "summary.json", "test_predictions.npz"} <= found
-    for name in ("augmentations", "best_and_worst", "data_statistics", "loss", "lr", "model_summary", "overlays",
-                 "samples", "scores", "throughput"):  # fmt: skip
+    for name in (
+        "augmentations",
+        "best_and_worst",
+        "data_statistics",
+        "loss",
+        "lr",
+        "model_summary",
+        "overlays",
+        "samples",
+        "scores",
+        "throughput",
+    ):
         assert f"figures/{name}.png" in found
     values = summary(run)
-    names = ("dice", "dice_per_image", "iou", "iou_per_image", "pixel_accuracy", "dice_pet", "iou_background",
-             "dice_views", "iou_views")  # fmt: skip
+    names = (
+        "dice",
+        "dice_per_image",
+        "iou",
+        "iou_per_image",
+        "pixel_accuracy",
+        "dice_pet",
+        "iou_background",
+        "dice_views",
+        "iou_views",
+    )
     assert all(0 <= values[f"test/{name}"] <= 1 for name in names) and math.isfinite(values["test/loss"])
     assert values["test/n_images"] == 21
     logged = set().union(*curve(run))
@@ -133,8 +178,17 @@ def test_eval_only_gives_the_same_score_and_trains_nothing(train, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_as_the_readme_launches_it_learns_the_shapes(tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml",
-               "train_unet.py", "demo", "--output_dir", str(tmp_path / "run")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        "accelerate_configs/cpu.yaml",
+        "train_unet.py",
+        "demo",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     scores = [line["valid/dice"] for line in curve(tmp_path / "run") if "valid/dice" in line]
@@ -237,10 +291,22 @@ def test_a_variant_overfits_one_batch(name):
     "flags",
     [
         ("--loss", "bce+dice", "--dropout", "0.2", "--half_size_share", "0.5"),
-        ("--downsampling", "strided", "--upsampling", "bilinear", "--ema_decay", "0", "--classes", "trimap",
-         "--gradient_accumulation_steps", "2", "--norm", "group"),
+        (
+            "--downsampling",
+            "strided",
+            "--upsampling",
+            "bilinear",
+            "--ema_decay",
+            "0",
+            "--classes",
+            "trimap",
+            "--gradient_accumulation_steps",
+            "2",
+            "--norm",
+            "group",
+        ),
     ],
-)  # fmt: skip
+)
 def test_killed_anywhere_and_resumed_equals_uninterrupted_bit_for_bit(train, tmp_path, monkeypatch, flags):
     flags = (*flags, "--checkpointing_steps", "3", "--max_train_steps", "10")
     assert train(tmp_path / "whole", *flags) == 0
@@ -283,16 +349,32 @@ def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path, monke
     two, doubled = summary(tmp_path / "two"), summary(tmp_path / "doubled")
     assert two["num_processes"] == 2 and two["test/n_images"] == doubled["test/n_images"] == 100
     assert two["test/loss"] == pytest.approx(doubled["test/loss"], abs=1e-3)
-    first = [next(line["train/loss"] for line in curve(tmp_path / name) if "train/loss" in line)
-             for name in ("two", "doubled")]  # fmt: skip
+    first = [
+        next(line["train/loss"] for line in curve(tmp_path / name) if "train/loss" in line)
+        for name in ("two", "doubled")
+    ]
     assert first[0] == pytest.approx(first[1], rel=1e-5)
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_that_accumulates_with_dropout_and_augmentation(train, tmp_path, monkeypatch):
     """What is drawn depends on the seed, the update and the micro-batch, not on the process that draws it."""
-    flags = ("--norm", "group", "--dropout", "0.3", "--optimizer", "adamw", "--lr", "1e-3", "--cutmix", "0.5",
-             "--half_size_share", "0.5", "--max_train_steps", "4")  # fmt: skip
+    flags = (
+        "--norm",
+        "group",
+        "--dropout",
+        "0.3",
+        "--optimizer",
+        "adamw",
+        "--lr",
+        "1e-3",
+        "--cutmix",
+        "0.5",
+        "--half_size_share",
+        "0.5",
+        "--max_train_steps",
+        "4",
+    )
     process = launch(tmp_path / "two", *flags, config="cpu_2proc")
     monkeypatch.setattr(train_unet, "textured_shapes", textured_shapes)  # the launched script's, whole
     assert train(tmp_path / "one", *flags, "--gradient_accumulation_steps", "2") == 0
@@ -313,8 +395,14 @@ def test_accumulation_trains_as_the_doubled_batch_where_norms_are_of_an_image(tr
 
 
 def evaluate_in_process(rank: int, n_processes: int, store: str, folder: Path, batch_size: int) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n_processes),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(n_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+        "OMP_NUM_THREADS": "1",
+    }
     torch.set_num_threads(1)
     if n_processes > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n_processes)

@@ -47,8 +47,9 @@ def entry_of(kind: str, cache: Path) -> tuple[Path, object]:
 
     def ask():
         if kind == "text":
-            tokenizer = cached_text("entry", lambda: TextTokenizer.train(["a b c"], "word", 10).to_json(),
-                                    TextTokenizer.from_json)  # fmt: skip
+            tokenizer = cached_text(
+                "entry", lambda: TextTokenizer.train(["a b c"], "word", 10).to_json(), TextTokenizer.from_json
+            )
             return tokenizer.encode(["c b a"])
         return {name: array.tolist() for name, array in cached_arrays("entry", ("a", "b"), make_arrays).items()}
 
@@ -142,8 +143,15 @@ def a_folder_that_may_not_be_read(cache, monkeypatch):
     monkeypatch.setattr(Path, "open", failing_writes(errno.EACCES))
 
 
-UNUSABLE = [a_folder_at_the_entry, a_file_at_the_folder, a_file_above_the_folder, no_home, a_full_disk,
-            a_folder_that_is_read_only, a_folder_that_may_not_be_read]  # fmt: skip
+UNUSABLE = [
+    a_folder_at_the_entry,
+    a_file_at_the_folder,
+    a_file_above_the_folder,
+    no_home,
+    a_full_disk,
+    a_folder_that_is_read_only,
+    a_folder_that_may_not_be_read,
+]
 
 
 @pytest.mark.parametrize("make_unusable", UNUSABLE)

@@ -50,8 +50,10 @@ def test_bars_are_shares_of_types_and_of_tokens(tmp_path, drawn):
 
 
 def test_unknown_shares_and_vocabulary_over_the_minimum_frequency(tmp_path, drawn):
-    unknown = {"validation": {"de": np.array([0.1, 0.2]), "en": np.array([0.0, 0.3])},
-               "test": {"de": np.array([0.1, 0.25]), "en": np.array([0.0, 0.35])}}  # fmt: skip
+    unknown = {
+        "validation": {"de": np.array([0.1, 0.2]), "en": np.array([0.0, 0.3])},
+        "test": {"de": np.array([0.1, 0.25]), "en": np.array([0.0, 0.35])},
+    }
     plot_unknown(tmp_path / "u.png", unknown, {"de": np.array([90, 40]), "en": np.array([70, 30])}, 2)
     left, right = drawn["u.png"].axes
     assert curve(left, "de, test") == [(1, 0.1), (2, 0.25)]

@@ -99,13 +99,16 @@ def test_large_pictures_are_shrunk(tmp_path, drawn):
     np.testing.assert_allclose(sizes, [(256, 128)] * 2, atol=0.1)
 
 
-@pytest.mark.parametrize("convert", [
-    lambda images: images / 255,
-    lambda images: (images / 255).astype(np.float16),
-    torch.from_numpy,
-    lambda images: torch.from_numpy(images).float().div(255).requires_grad_(),
-    lambda images: torch.from_numpy(images).to(memory_format=torch.channels_last),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda images: images / 255,
+        lambda images: (images / 255).astype(np.float16),
+        torch.from_numpy,
+        lambda images: torch.from_numpy(images).float().div(255).requires_grad_(),
+        lambda images: torch.from_numpy(images).to(memory_format=torch.channels_last),
+    ],
+)
 def test_every_kind_of_array_gives_the_same_picture(tmp_path, convert):
     images = random_images(4)
     plot_image_grid(tmp_path / "bytes.png", images, None, n_columns=2)

@@ -164,8 +164,13 @@ def test_of_many_classes_the_largest_are_named_and_the_table_stands(tmp_path, dr
         masks[:, k, :k] = k
     masks[3, 13:] = 13
     names = [f"class {k}" for k in range(20)]
-    values = {"count": torch.tensor(4), "shape": torch.tensor([3, 16, 16]), "mean": torch.zeros(3),
-              "std": torch.zeros(3), "class_shares": torch.full((20,), 0.05)}  # fmt: skip
+    values = {
+        "count": torch.tensor(4),
+        "shape": torch.tensor([3, 16, 16]),
+        "mean": torch.zeros(3),
+        "std": torch.zeros(3),
+        "class_shares": torch.full((20,), 0.05),
+    }
     write_data_figures(tmp_path, {"train": values}, images, masks, names, torch.rand(2, 3, 16, 16), masks[:2])
     samples = [text.replace("\n", " ") for text in drawn["samples.png"]]
     assert "class 12 5%, class 11 4%, class 10 4%" in samples

@@ -160,9 +160,7 @@ def test_the_true_label_of_a_latent_is_framed_and_no_other(tmp_path, drawn, chan
     assert corners.count((255, 255, 255)) == 40
     inside = figure.axes[0].images[4].get_array()[4:-4, 4:-4]
     assert inside.shape == (112, 112, 3) and (inside == 5).all()  # the frame covers nothing
-    assert texts(figure)[1:] == [
-        "input", *CLASSES, "true: cat", "true: airplane", "true: truck", "true: cat"
-    ]  # fmt: skip
+    assert texts(figure)[1:] == ["input", *CLASSES, "true: cat", "true: airplane", "true: truck", "true: cat"]
 
 
 def test_of_many_classes_the_true_ones_are_shown(tmp_path, drawn):

@@ -25,8 +25,13 @@ def pass_of(model: torch.nn.Module, batch: torch.Tensor) -> dict[str, torch.Tens
     batch = batch.clone().requires_grad_()
     output = model(batch)
     (output**3).sum().backward()
-    return {"output": output.detach(), "input_grad": batch.grad, "norm_bias_grad": model[1].bias.grad,
-            "filter_grad": model[0].weight.grad, **model[1].state_dict()}  # fmt: skip
+    return {
+        "output": output.detach(),
+        "input_grad": batch.grad,
+        "norm_bias_grad": model[1].bias.grad,
+        "filter_grad": model[0].weight.grad,
+        **model[1].state_dict(),
+    }
 
 
 def of_a_process(rank: int, store: str, folder) -> None:

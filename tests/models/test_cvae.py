@@ -53,8 +53,15 @@ every_architecture = pytest.mark.parametrize(("conditioning", "spatial_latents")
     ],
 )
 def test_shapes(image_size, patch_size, channels, spatial_latents, conditioning):
-    model = build(7, channels, image_size, False, patch_size=patch_size, spatial_latents=spatial_latents,
-                  conditioning=conditioning)  # fmt: skip
+    model = build(
+        7,
+        channels,
+        image_size,
+        False,
+        patch_size=patch_size,
+        spatial_latents=spatial_latents,
+        conditioning=conditioning,
+    )
     sizes = (6, *(c * side * side for side, c in spatial_latents))
     assert model.level_sizes == sizes and model.n_noise == sum(sizes) and model.n_levels == len(sizes)
     images, labels, noise = inputs(model, 3, channels, image_size)

@@ -81,8 +81,16 @@ def test_a_long_line_takes_its_own_share_of_memory_alone(beam_size):
             return begin(source, use_cache)
 
         model.begin_decoding = begin_decoding
-        decode_in_batches(model, sentences, SPECIAL, beam_size=beam_size, length_penalty=1.0, batch_size=64,
-                          device=torch.device("cpu"), max_tokens=4000)  # fmt: skip
+        decode_in_batches(
+            model,
+            sentences,
+            SPECIAL,
+            beam_size=beam_size,
+            length_penalty=1.0,
+            batch_size=64,
+            device=torch.device("cpu"),
+            max_tokens=4000,
+        )
         return max(seen)
 
     short, long = [[4, 5, 3]] * 200, [4] * 200 + [3]
@@ -181,8 +189,15 @@ def test_scores_by_hand():
 
     By n ** 1 these score -1.204, -0.805 and -0.768; by ((6 + n) / 6) ** 1 -1.032, -1.207 and -1.535.
     """
-    table = {"": {"a": 0.3, "b": 0.2, "c": 0.1}, "a": {".": 1.0}, "b": {"b": 1.0}, "bb": {".": 1.0},
-             "c": {"c": 1.0}, "cc": {"c": 1.0}, "ccc": {".": 1.0}}  # fmt: skip
+    table = {
+        "": {"a": 0.3, "b": 0.2, "c": 0.1},
+        "a": {".": 1.0},
+        "b": {"b": 1.0},
+        "bb": {".": 1.0},
+        "c": {"c": 1.0},
+        "cc": {"c": 1.0},
+        "ccc": {".": 1.0},
+    }
     model = Scripted(table)
     assert model.translate(length_penalty=1.0) == "ccc"
     assert model.translate(length_penalty=0.5) == "bb"  # -1.204, -1.138, -1.329

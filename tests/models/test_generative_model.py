@@ -165,9 +165,7 @@ def test_more_draws_never_loosen_the_bound_and_one_is_the_elbos_estimate(spatial
         model.cvae.encoder.head.weight.mul_(30)
     log_prob, output, one = model.bounds(targets, LABELS, 1, torch.Generator().manual_seed(1))
     torch.testing.assert_close(one, log_prob - output.log_ratio)
-    elbo = torch.stack([
-        model.bounds(targets, LABELS, 1, torch.Generator().manual_seed(i))[2] for i in range(200)
-    ])  # fmt: skip
+    elbo = torch.stack([model.bounds(targets, LABELS, 1, torch.Generator().manual_seed(i))[2] for i in range(200)])
     _, _, many = model.bounds(targets, LABELS, 200, torch.Generator().manual_seed(2))
     error = elbo.std(0) / 200**0.5
     assert (many > elbo.mean(0) - 3 * error).all() and many.mean() > elbo.mean()

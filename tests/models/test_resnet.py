@@ -27,8 +27,13 @@ def test_the_forward_pass_is_the_drawn_one():
     def block(x, prefix, pool=False):
         x = F.conv2d(x, w[f"{prefix}.0.weight"], padding=1)
         x = F.max_pool2d(x, 2) if pool else x
-        x = F.batch_norm(x, w[f"{prefix}.2.running_mean"], w[f"{prefix}.2.running_var"],
-                         w[f"{prefix}.2.weight"], w[f"{prefix}.2.bias"])  # fmt: skip
+        x = F.batch_norm(
+            x,
+            w[f"{prefix}.2.running_mean"],
+            w[f"{prefix}.2.running_var"],
+            w[f"{prefix}.2.weight"],
+            w[f"{prefix}.2.bias"],
+        )
         return F.relu(x)
 
     images = torch.randn(3, 3, 32, 32)

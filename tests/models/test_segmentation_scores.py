@@ -29,8 +29,9 @@ def of_sklearn(score, predicted: torch.Tensor, targets: torch.Tensor, n_classes:
     labels = None if average == "binary" else range(n_classes)
     if average == "macro":  # of the classes that occur
         labels = np.union1d(targets[counted], predicted[counted])
-    return score(targets[counted].numpy(), predicted[counted].numpy(),
-                 labels=labels, average=average, zero_division=1.0)  # fmt: skip
+    return score(
+        targets[counted].numpy(), predicted[counted].numpy(), labels=labels, average=average, zero_division=1.0
+    )
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")

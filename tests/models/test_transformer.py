@@ -110,9 +110,15 @@ def test_tied_matrices_are_stored_once(tied, tables):
 
 def test_the_peers_model_has_7_5_million_parameters():
     model = Transformer(
-        8000, 8000, d_model=256, n_heads=4, n_encoder_layers=3, n_decoder_layers=3, d_ff=1024,
+        8000,
+        8000,
+        d_model=256,
+        n_heads=4,
+        n_encoder_layers=3,
+        n_decoder_layers=3,
+        d_ff=1024,
         tied_embeddings="three-way",
-    )  # fmt: skip
+    )
     # embedding + encoder and decoder layers (weights, biases, norms) + two final norms
     layer = {"attention": 4 * 256 * 256 + 2 * 256, "feed_forward": 2 * 256 * 1024 + 1024 + 256, "norm": 512}
     encoder = 3 * (layer["attention"] + layer["feed_forward"] + 2 * layer["norm"])

@@ -73,10 +73,13 @@ def test_the_numbers_are_those_of_a_plain_count(written, corpus):
     words = Counter(word for sentence in splits.train.sources for word in sentence.rstrip(".").split())
     once = sum(count == 1 for count in words.values())
     assert numbers["occurrences"][0] == {
-        "occurrences": "1", "de types": once, "de of types": pytest.approx(once / sizes["training", "de"]["types"]),
-        "de tokens": once, "de of tokens": pytest.approx(once / sizes["training", "de"]["tokens"]),
+        "occurrences": "1",
+        "de types": once,
+        "de of types": pytest.approx(once / sizes["training", "de"]["types"]),
+        "de tokens": once,
+        "de of tokens": pytest.approx(once / sizes["training", "de"]["tokens"]),
         **{key: numbers["occurrences"][0][key] for key in numbers["occurrences"][0] if key.startswith("en")},
-    }  # fmt: skip
+    }
     assert [row["max_len"] for row in numbers["too_long"]] == [128, 96, 64, 48, 42, 32, 24, 16]
     long = {row["max_len"]: row["pairs"] * len(splits.train) for row in numbers["too_long"]}
     assert (long[24], round(long[16])) == (0, 1)
@@ -107,9 +110,12 @@ def test_other_forms_of_a_corpus_and_given_heldout_files(tmp_path, capsys, monke
     tsv.write_text("".join(f"{s}\t{t}\n" for s, t in text.pairs()), encoding="utf-8")
     held.write_text('{"translation": {"de": "Ein Wort ist neu", "en": "A word is new"}}\n', encoding="utf-8")
     config = Config(
-        train_files=(str(tsv),), valid_files=(str(held),), test_files=(str(held),), languages=("de", "en"),
+        train_files=(str(tsv),),
+        valid_files=(str(held),),
+        test_files=(str(held),),
+        languages=("de", "en"),
         lowercase=True,
-    )  # fmt: skip
+    )
     monkeypatch.chdir(tmp_path)
     report(config)
     assert Path("runs/corpus/c/report.json").exists()

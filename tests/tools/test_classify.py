@@ -22,9 +22,25 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(tmp_path_factory) -> Path:
     """The folder of a short run on drawn shapes."""
     output_dir = tmp_path_factory.mktemp("classify") / "run"
-    command = [sys.executable, "train_cifar.py", "demo", "--model", "ultimus", "--optimizer", "adamw",
-               "--lr", "0.01", "--tracker", "none", "--max_train_steps", "30", "--views", "six",
-               "--output_dir", str(output_dir)]  # fmt: skip
+    command = [
+        sys.executable,
+        "train_cifar.py",
+        "demo",
+        "--model",
+        "ultimus",
+        "--optimizer",
+        "adamw",
+        "--lr",
+        "0.01",
+        "--tracker",
+        "none",
+        "--max_train_steps",
+        "30",
+        "--views",
+        "six",
+        "--output_dir",
+        str(output_dir),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return output_dir
 

@@ -28,8 +28,10 @@ def runs(tmp_path):
 def test_each_run_stands_with_its_numbers_and_the_settings_of_its_own(runs):
     rows = compare(runs, ("test/hits", "test/elbo"))
     assert [row["settings"] for row in rows] == [
-        {"probe_weight": 0.0, "label_dropout": 0.0}, {"probe_weight": 2.0}, {"label_dropout": 0.1},
-    ]  # fmt: skip
+        {"probe_weight": 0.0, "label_dropout": 0.0},
+        {"probe_weight": 2.0},
+        {"label_dropout": 0.1},
+    ]
     assert rows[1]["numbers"] == {"test/hits": 0.751234, "test/elbo": -91.0}
     assert rows[2]["command"] == "train_cvae.py c" and rows[2]["commit"] == "c0ffee"
     header, rule, *lines = as_table(rows).splitlines()

@@ -12,9 +12,15 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
     run = tmp_path / "run"
     run.mkdir()
-    summary = {"test/bleu": 31.25, "test/chrf": 55.0, "train_seconds": 90.0, "device": "CPU (2 threads)",
-               "mixed_precision": "bf16", "command": "train_translation.py demo --lr 1",
-               "git_commit": "a" * 40}  # fmt: skip
+    summary = {
+        "test/bleu": 31.25,
+        "test/chrf": 55.0,
+        "train_seconds": 90.0,
+        "device": "CPU (2 threads)",
+        "mixed_precision": "bf16",
+        "command": "train_translation.py demo --lr 1",
+        "git_commit": "a" * 40,
+    }
     (run / "summary.json").write_text(json.dumps(summary))
     (run / "config.json").write_text(json.dumps({"seed": 3, "recipe": "demo"}))
     (run / "metrics.jsonl").write_text('{"step": 1}\n')

@@ -19,12 +19,49 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(tmp_path_factory) -> Path:
     """The folder of a short run on drawn digits."""
     folder = tmp_path_factory.mktemp("sample")
-    classifier = [sys.executable, "train_cifar.py", "demo", "--dataset", "digits", "--model", "ultimus",
-                  "--optimizer", "adamw", "--lr", "0.01", "--bias_lr_factor", "1", "--head_lr_factor", "1",
-                  "--max_train_steps", "1", "--tracker", "none", "--output_dir", str(folder / "judge")]  # fmt: skip
-    command = [sys.executable, "train_cvae.py", "demo", "--tracker", "none", "--max_train_steps", "5", "--judge",
-               str(folder / "judge"), "--iw_samples", "0", "--validate_every", "0", "--spatial_latents", "7", "2",
-               "--output_dir", str(folder / "run")]  # fmt: skip
+    classifier = [
+        sys.executable,
+        "train_cifar.py",
+        "demo",
+        "--dataset",
+        "digits",
+        "--model",
+        "ultimus",
+        "--optimizer",
+        "adamw",
+        "--lr",
+        "0.01",
+        "--bias_lr_factor",
+        "1",
+        "--head_lr_factor",
+        "1",
+        "--max_train_steps",
+        "1",
+        "--tracker",
+        "none",
+        "--output_dir",
+        str(folder / "judge"),
+    ]
+    command = [
+        sys.executable,
+        "train_cvae.py",
+        "demo",
+        "--tracker",
+        "none",
+        "--max_train_steps",
+        "5",
+        "--judge",
+        str(folder / "judge"),
+        "--iw_samples",
+        "0",
+        "--validate_every",
+        "0",
+        "--spatial_latents",
+        "7",
+        "2",
+        "--output_dir",
+        str(folder / "run"),
+    ]
     for line in (classifier, command):
         subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
     return folder / "run"

@@ -135,8 +135,22 @@ def test_what_it_writes_can_be_trained_on(tmp_path, monkeypatch, values, mode):
         write_mask(tmp_path / f"own/masks/a{i}.png", values, i)
     names = ["ground", "cell, dead", "cell", "rim"][: len(values)]
     write_class_table(tmp_path / "own" / "classes.csv", names, values)
-    flags = ("--data_dir", str(tmp_path / "own"), "--image_size", "16", "--width", "8", "--depth", "1",
-             "--max_train_steps", "30", "--validate_every", "0", "--batch_size", "4")  # fmt: skip
+    flags = (
+        "--data_dir",
+        str(tmp_path / "own"),
+        "--image_size",
+        "16",
+        "--width",
+        "8",
+        "--depth",
+        "1",
+        "--max_train_steps",
+        "30",
+        "--validate_every",
+        "0",
+        "--batch_size",
+        "4",
+    )
     run = train(tmp_path / "run", "train_unet.py", *flags)
     again = tmp_path / "again"
     pictures = sorted((tmp_path / "own" / "images").iterdir())

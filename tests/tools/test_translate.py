@@ -16,20 +16,59 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 MODELS = {
-    "transformer": ("--epochs", "30", "--d_model", "64", "--n_heads", "2", "--n_encoder_layers", "1",
-                    "--n_decoder_layers", "1", "--d_ff", "64"),
-    "lstm": ("--epochs", "30", "--model", "lstm", "--embedding_dim", "32", "--hidden_size", "48",
-             "--attentional_layer", "--input_feeding"),
-}  # fmt: skip
+    "transformer": (
+        "--epochs",
+        "30",
+        "--d_model",
+        "64",
+        "--n_heads",
+        "2",
+        "--n_encoder_layers",
+        "1",
+        "--n_decoder_layers",
+        "1",
+        "--d_ff",
+        "64",
+    ),
+    "lstm": (
+        "--epochs",
+        "30",
+        "--model",
+        "lstm",
+        "--embedding_dim",
+        "32",
+        "--hidden_size",
+        "48",
+        "--attentional_layer",
+        "--input_feeding",
+    ),
+}
 
 
 def train(folder: Path, lines: list[str], *flags: str) -> Path:
     """A small run that learns to copy."""
     (folder / "digits").write_text("".join(f"{line}\n" for line in lines))
-    command = [sys.executable, "train_translation.py", "demo", "--train_files", str(folder / "digits"),
-               str(folder / "digits"), "--output_dir", str(folder / "run"), "--tracker", "none",
-               "--validate_every", "200", "--max_tokens", "512", "--beam_size", "3", "--eval_batch_size", "7",
-               *flags]  # fmt: skip
+    command = [
+        sys.executable,
+        "train_translation.py",
+        "demo",
+        "--train_files",
+        str(folder / "digits"),
+        str(folder / "digits"),
+        "--output_dir",
+        str(folder / "run"),
+        "--tracker",
+        "none",
+        "--validate_every",
+        "200",
+        "--max_tokens",
+        "512",
+        "--beam_size",
+        "3",
+        "--eval_batch_size",
+        "7",
+        *flags,
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return folder / "run"
 

@@ -25,9 +25,29 @@ NAMES = tuple("0123456789")
 def run(tmp_path_factory) -> Path:
     """The folder of a short run on drawn digits."""
     folder = tmp_path_factory.mktemp("judge") / "run"
-    command = [sys.executable, "train_cifar.py", "demo", "--dataset", "digits", "--model", "ultimus",
-               "--optimizer", "adamw", "--lr", "0.01", "--bias_lr_factor", "1", "--head_lr_factor", "1",
-               "--max_train_steps", "40", "--tracker", "none", "--output_dir", str(folder)]  # fmt: skip
+    command = [
+        sys.executable,
+        "train_cifar.py",
+        "demo",
+        "--dataset",
+        "digits",
+        "--model",
+        "ultimus",
+        "--optimizer",
+        "adamw",
+        "--lr",
+        "0.01",
+        "--bias_lr_factor",
+        "1",
+        "--head_lr_factor",
+        "1",
+        "--max_train_steps",
+        "40",
+        "--tracker",
+        "none",
+        "--output_dir",
+        str(folder),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return folder
 

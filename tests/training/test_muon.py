@@ -23,8 +23,9 @@ def test_other_groups_follow_torchs_nesterov_sgd():
     ours = [torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.randn(4))]
     theirs = copy.deepcopy(ours)
     muon = Muon([{"params": ours[:1], "weight_decay": 0.1}, {"params": ours[1:]}], lr=0.1, momentum=0.8)
-    sgd = torch.optim.SGD([{"params": theirs[:1], "weight_decay": 0.1}, {"params": theirs[1:]}], lr=0.1,
-                          momentum=0.8, nesterov=True)  # fmt: skip
+    sgd = torch.optim.SGD(
+        [{"params": theirs[:1], "weight_decay": 0.1}, {"params": theirs[1:]}], lr=0.1, momentum=0.8, nesterov=True
+    )
     for _ in range(5):
         for a, b in zip(ours, theirs, strict=True):
             a.grad = torch.randn_like(a)

@@ -93,8 +93,16 @@ def test_what_is_out_of_range_is_named_with_its_mend(annotation, value, mend):
 
 @pytest.mark.parametrize(
     "annotation, value",
-    [(Epochs, 1), (Count, 0), (LearningRate, 1e-12), (Share, 1), (ShareBelowOne, 0.0), (Share | None, None),
-     (tuple[Width, ...], ()), (str, "nan")],
-)  # fmt: skip
+    [
+        (Epochs, 1),
+        (Count, 0),
+        (LearningRate, 1e-12),
+        (Share, 1),
+        (ShareBelowOne, 0.0),
+        (Share | None, None),
+        (tuple[Width, ...], ()),
+        (str, "nan"),
+    ],
+)
 def test_what_is_in_range_passes(annotation, value):
     check_ranges({"flag": value}, {"flag": annotation})

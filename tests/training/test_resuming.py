@@ -51,8 +51,19 @@ class Config:
 
 RECIPES = {"demo": ("", Config("demo")), "large": ("", Config("large", lr=0.1, loss="dice"))}
 MAY_CHANGE = flag_names("lr epochs max_train_steps views")
-OWN = {"recipe": "demo", "lr": 0.2, "loss": "dice", "flip": False, "views": [[2, 1], [4, 3]], "gone": 1, "seed": 3,
-       "batch_size": 20, "resume": "old", "tracker": "wandb", "find_lr": True}  # fmt: skip
+OWN = {
+    "recipe": "demo",
+    "lr": 0.2,
+    "loss": "dice",
+    "flip": False,
+    "views": [[2, 1], [4, 3]],
+    "gone": 1,
+    "seed": 3,
+    "batch_size": 20,
+    "resume": "old",
+    "tracker": "wandb",
+    "find_lr": True,
+}
 
 
 @pytest.fixture
@@ -172,8 +183,16 @@ def at(step: int, plan: EpochPlan, **more) -> dict:
     epoch, updates = divmod(step, plan.n_updates)
     if step and updates == 0:  # as the loop saves it
         epoch, updates = epoch - 1, plan.n_updates
-    return {"step": step, "epoch": epoch, "updates_in_epoch": updates, "updates_of_epoch": plan.n_updates,
-            "seen_before": 0, "extra_steps": 0, "plan": vars(plan).copy(), **more}  # fmt: skip
+    return {
+        "step": step,
+        "epoch": epoch,
+        "updates_in_epoch": updates,
+        "updates_of_epoch": plan.n_updates,
+        "seen_before": 0,
+        "extra_steps": 0,
+        "plan": vars(plan).copy(),
+        **more,
+    }
 
 
 def plan_of(size: int, n: int = 103, seed: int = 0, batching: str = "shuffled") -> EpochPlan:
@@ -266,10 +285,13 @@ def test_between_epochs_it_is_only_said(fresh_accelerate, tmp_path, capsys, done
 
 @pytest.mark.parametrize(
     "before, plan",
-    [(plan_of(10), plan_of(10, seed=1)), (plan_of(10), plan_of(10, n=90)),
-     (plan_of(10, batching="bucketed"), plan_of(25, batching="bucketed")),
-     (plan_of(10, batching="sorted"), plan_of(10, batching="bucketed"))],
-)  # fmt: skip
+    [
+        (plan_of(10), plan_of(10, seed=1)),
+        (plan_of(10), plan_of(10, n=90)),
+        (plan_of(10, batching="bucketed"), plan_of(25, batching="bucketed")),
+        (plan_of(10, batching="sorted"), plan_of(10, batching="bucketed")),
+    ],
+)
 def test_an_epoch_in_another_order_begins_anew_and_says_so(fresh_accelerate, tmp_path, capsys, before, plan):
     state = at(14, before)
     go_on(state, plan, tmp_path, resume_changes=True)

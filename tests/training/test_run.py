@@ -148,8 +148,16 @@ def test_summary_is_flat_and_says_where_it_comes_from(fresh_accelerate, tmp_path
     run.finish({"test/bleu": 12.5}, 3.0, torch.nn.Linear(2, 3))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["test/bleu"] == 12.5 and summary["train_seconds"] == 3.0 and summary["n_parameters"] == 9
-    expected = {"total_seconds", "peak_memory_mb", "device", "mixed_precision", "num_processes", "versions",
-                "git_commit", "command"}  # fmt: skip
+    expected = {
+        "total_seconds",
+        "peak_memory_mb",
+        "device",
+        "mixed_precision",
+        "num_processes",
+        "versions",
+        "git_commit",
+        "command",
+    }
     assert expected <= summary.keys()
     assert summary["versions"]["torch"] == torch.__version__
     assert 50 < summary["peak_memory_mb"] < 100_000

@@ -47,9 +47,14 @@ subprocess.run([sys.executable, "-c", *sys.argv[1:]])
 
 def start(*command, **options) -> subprocess.Popen:
     process = subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, **options,
-    )  # fmt: skip
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        **options,
+    )
     assert process.stdout.readline() == "ready\n", process.stderr.read()
     return process
 

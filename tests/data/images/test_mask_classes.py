@@ -37,11 +37,14 @@ COLOURS = [("background", (0, 0, 0)), ("traffic light", (128, 0, 0)), ("cat", (1
         ("classes.json", json.dumps(dict(NUMBERS)), NUMBERS),
         ("classes.json", json.dumps({str(v): n for n, v in NUMBERS}), NUMBERS),
         ("classes.json", json.dumps({n: list(v) for n, v in COLOURS}), COLOURS),
-        ("classes.json", json.dumps({"classes": [{"title": n, "color": "#" + bytes(v).hex()} for n, v in COLOURS]}),
-         COLOURS),
+        (
+            "classes.json",
+            json.dumps({"classes": [{"title": n, "color": "#" + bytes(v).hex()} for n, v in COLOURS]}),
+            COLOURS,
+        ),
         ("classes.json", json.dumps([{"id": v, "name": n} for n, v in NUMBERS]), NUMBERS),
     ],
-)  # fmt: skip
+)
 def test_forms_of_tables(tmp_path, name, text, expected):
     assert is_table(tmp_path / name)
     assert table(tmp_path, name, text) == expected

@@ -56,14 +56,16 @@ def test_each_picture_gets_its_mask(tmp_path, picture, mask):
     ("train", "test"),
     [
         (("train/images/a{}.jpg", "train/masks/a{}.png"), ("test/images/a{}.jpg", "test/masks/a{}.png")),
-        (("images/training/a{}.jpg", "annotations/training/a{}.png"),
-         ("images/validation/a{}.jpg", "annotations/validation/a{}.png")),
+        (
+            ("images/training/a{}.jpg", "annotations/training/a{}.png"),
+            ("images/validation/a{}.jpg", "annotations/validation/a{}.png"),
+        ),
         (("train/a{}.png", "train_labels/a{}_L.png"), ("val/a{}.png", "val_labels/a{}_L.png")),
         (("train/a{}.png", "trainannot/a{}.png"), ("test/a{}.png", "testannot/a{}.png")),
         (("train/a{}.jpg", "train/a{}_mask.png"), ("valid/a{}.jpg", "valid/a{}_mask.png")),
         (("images/train/a{}.jpg", "masks/a{}.png"), ("images/test/b{}.jpg", "masks/b{}.png")),
     ],
-)  # fmt: skip
+)
 def test_folders_of_splits(tmp_path, train, test):
     write_pairs(tmp_path, *train, n=5)
     write_pairs(tmp_path, *test, n=3)
@@ -137,8 +139,15 @@ def test_what_is_not_data_is_not_looked_at(tmp_path):
     write_pairs(tmp_path, "images/a{}.jpg", "masks/a{}.png", n=4)
     (tmp_path / "__MACOSX" / "images").mkdir(parents=True)
     (tmp_path / ".hidden" / "images").mkdir(parents=True)
-    for name in ("images/.DS_Store", "images/Thumbs.db", "images/._a1.jpg", "masks/a1.json", "README.md",
-                 "__MACOSX/images/a1.jpg", ".hidden/images/a9.jpg"):  # fmt: skip
+    for name in (
+        "images/.DS_Store",
+        "images/Thumbs.db",
+        "images/._a1.jpg",
+        "masks/a1.json",
+        "README.md",
+        "__MACOSX/images/a1.jpg",
+        ".hidden/images/a9.jpg",
+    ):
         (tmp_path / name).write_text("x")
     write_picture(tmp_path / "preview.png")
     write_picture(tmp_path / "SegmentationObject/a1.png")
@@ -191,9 +200,16 @@ def test_equal_pictures_are_held_out_together_and_a_split_does_not_hang_on_names
 
 @pytest.mark.parametrize(
     ("name", "kind", "split"),
-    [("images", "picture", None), ("Train_Masks", "mask", "train"), ("testannot", "mask", "test"),
-     ("val", None, "valid"), ("image_masks", "mask", None), ("train of thought", None, None), ("cats", None, None),
-     ("SegmentationObject", None, None)],
-)  # fmt: skip
+    [
+        ("images", "picture", None),
+        ("Train_Masks", "mask", "train"),
+        ("testannot", "mask", "test"),
+        ("val", None, "valid"),
+        ("image_masks", "mask", None),
+        ("train of thought", None, None),
+        ("cats", None, None),
+        ("SegmentationObject", None, None),
+    ],
+)
 def test_what_a_folder_s_name_says(name, kind, split):
     assert words_of_folder(name) == (kind, split)

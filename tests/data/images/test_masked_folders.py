@@ -49,8 +49,11 @@ def palette(colours):
 def read(root, **options):
     """Class numbers by picture, at full size (30 wide, so that 24 x 24 squeezes columns), names and values."""
     splits = load(root, image_size=120, **options)
-    masks = {name: mask for split in (splits.train, splits.test)
-             for name, mask in zip(split.names, split.masks.numpy(), strict=True)}  # fmt: skip
+    masks = {
+        name: mask
+        for split in (splits.train, splits.test)
+        for name, mask in zip(split.names, split.masks.numpy(), strict=True)
+    }
     return masks, splits
 
 
@@ -83,12 +86,15 @@ def assert_masks(root, expected, **options):
         (levels(BLACK, RED, GREEN), [0, 2, 1], ("background", "#00ff00", "#ff0000")),
         (lambda numbers, path: Image.fromarray(numbers > 0).save(path), [0, 1], ("background", "foreground")),
         (lambda numbers, path: Image.fromarray(numbers.astype(np.uint16)).save(path), [0, 1, 2], ("0", "1", "2")),
-        (lambda numbers, path: Image.fromarray((65535 * numbers).astype(np.uint16)).save(path), [0, 1],
-         ("background", "foreground")),
+        (
+            lambda numbers, path: Image.fromarray((65535 * numbers).astype(np.uint16)).save(path),
+            [0, 1],
+            ("background", "foreground"),
+        ),
         (levels((*RED, 0), (*RED, 255)), [0, 1], ("background", "foreground")),
         (levels((0, 0, 0, 0), (0, 0, 0, 255)), [0, 1], ("background", "foreground")),
     ],
-)  # fmt: skip
+)
 def test_what_masks_hold_is_told_from_their_values(write, save, expected, names):
     splits = assert_masks(write(save, len(expected)), expected)
     assert splits.class_names == names
@@ -110,21 +116,41 @@ def test_an_ignored_value(write):
         (levels(0, 255), "classes.txt", "background\ncell", [0, 1], ("background", "cell")),
         (levels(0, 255), "classes.txt", "cell", [0, 1], ("background", "cell")),
         (levels(BLACK, RED), "classes.txt", "background\ncell", [0, 1], ("background", "cell")),
-        (levels(0, 255, 128), "classes.csv", "name,value\nbackground,0\npet,255\nborder,128", [0, 1, 2],
-         ("background", "pet", "border")),
+        (
+            levels(0, 255, 128),
+            "classes.csv",
+            "name,value\nbackground,0\npet,255\nborder,128",
+            [0, 1, 2],
+            ("background", "pet", "border"),
+        ),
         (levels(0, 1, 255), "classes.csv", "background,0\ncat,1", [0, 1, 255], ("background", "cat")),
-        (levels(BLACK, RED, WHITE), "class_dict.csv", "name,r,g,b\nbg,0,0,0\nred,255,0,0\nvoid,255,255,255",
-         [0, 1, 255], ("bg", "red")),
-        (palette(VOC), "labelmap.txt", "bg:0,0,0::\nplane:128,0,0::\nbike:0,128,0::\nvoid:224,224,192::",
-         [0, 1, 2, 255], ("bg", "plane", "bike")),
+        (
+            levels(BLACK, RED, WHITE),
+            "class_dict.csv",
+            "name,r,g,b\nbg,0,0,0\nred,255,0,0\nvoid,255,255,255",
+            [0, 1, 255],
+            ("bg", "red"),
+        ),
+        (
+            palette(VOC),
+            "labelmap.txt",
+            "bg:0,0,0::\nplane:128,0,0::\nbike:0,128,0::\nvoid:224,224,192::",
+            [0, 1, 2, 255],
+            ("bg", "plane", "bike"),
+        ),
         (palette(VOC), "classes.txt", "bg\nplane\nbike", [0, 1, 2, 255], ("bg", "plane", "bike")),
-        (levels(0, 1, 2), "class_dict.csv", "name,r,g,b\nbg,0,0,0\nred,255,0,0\ngreen,0,255,0", [0, 1, 2],
-         ("bg", "red", "green")),
+        (
+            levels(0, 1, 2),
+            "class_dict.csv",
+            "name,r,g,b\nbg,0,0,0\nred,255,0,0\ngreen,0,255,0",
+            [0, 1, 2],
+            ("bg", "red", "green"),
+        ),
         (palette({0: BLACK, 1: WHITE, 2: (128,) * 3}), "classes.txt", "a\nb\nc", [0, 1, 2], ("a", "b", "c")),
         (levels(0, 1, 2), "classes.txt", "a\nb\nignore", [0, 1, 255], ("a", "b")),
         (levels(0, 255), "classes.csv", "void,0\ncell,255", [0, 1], ("void", "cell")),
     ],
-)  # fmt: skip
+)
 def test_listed_classes(write, save, name, table, expected, names):
     root = write(save, len(expected))
     (root / name).write_text(table)

@@ -225,8 +225,9 @@ def test_real_pictures():
     splits = load_pets(str(SHARED), image_size=32)
     assert len(splits.train) == 300 and len(splits.test) == 298
     assert not set(splits.train.names) & set(splits.test.names)
-    images, trimaps = (torch.cat([getattr(split, name) for split in (splits.train, splits.test)])
-                       for name in ("images", "trimaps"))  # fmt: skip
+    images, trimaps = (
+        torch.cat([getattr(split, name) for split in (splits.train, splits.test)]) for name in ("images", "trimaps")
+    )
     assert set(trimaps.flatten().unique().tolist()) == {BACKGROUND, PET, BORDER}
     assert 100 < images.float().mean() < 140
     masks = masks_from_trimaps(trimaps, "binary", "pet").float()

@@ -76,8 +76,13 @@ def test_no_text_at_all_is_refused():
 
 def test_words_by_occurrences_are_those_of_a_plain_count():
     rows = words_by_occurrences(count_tokens(SENTENCES), exactly=(1, 3), below=(3, 4))
-    chosen = {"1": lambda n: n == 1, "3": lambda n: n == 3, "< 3": lambda n: n < 3, "< 4": lambda n: n < 4,
-              "all": lambda n: True}  # fmt: skip
+    chosen = {
+        "1": lambda n: n == 1,
+        "3": lambda n: n == 3,
+        "< 3": lambda n: n < 3,
+        "< 4": lambda n: n < 4,
+        "all": lambda n: True,
+    }
     for row, (name, fits) in zip(rows, chosen.items(), strict=True):
         counts = [n for n in OCCURRENCES.values() if fits(n)]
         assert row == {
@@ -89,8 +94,18 @@ def test_words_by_occurrences_are_those_of_a_plain_count():
         }
     assert rows[0]["types"] == len(["▁sat", ",", "▁a", ":", "3", "▁B", "2", "▁cost", "5", "▁dogs", "7"])
     assert [row["occurrences"] for row in words_by_occurrences(count_tokens(SENTENCES))] == [
-        "1", "2", "3", "4", "< 5", "< 6", "< 10", "< 20", "< 50", "< 100", "all",
-    ]  # fmt: skip
+        "1",
+        "2",
+        "3",
+        "4",
+        "< 5",
+        "< 6",
+        "< 10",
+        "< 20",
+        "< 50",
+        "< 100",
+        "all",
+    ]
 
 
 def test_unknown_shares_and_vocabulary_sizes_are_those_of_the_trainer():
@@ -171,9 +186,14 @@ def test_length_losses_are_what_the_trainer_drops():
     losses = length_losses(source, target)
     for max_len in (8, 10, 20, 29, 30, 31, 128):
         corpus = TranslationCorpus(
-            CorpusSplits(text, text, text), kind="word", vocab_size=100, min_frequency=1, lowercase=False,
-            joint=False, max_len=max_len,
-        )  # fmt: skip
+            CorpusSplits(text, text, text),
+            kind="word",
+            vocab_size=100,
+            min_frequency=1,
+            lowercase=False,
+            joint=False,
+            max_len=max_len,
+        )
         lost = [pair for pair in text.pairs() if max(len(side.split()) for side in pair) + 1 > max_len]
         assert len(lost) == corpus.n_too_long
         shares = [len(lost) / 60]
