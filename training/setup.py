@@ -29,9 +29,9 @@ def prepare_training(
 ) -> tuple[nn.Module, Optimizer, EMA[M] | None, dict]:
     """`model`, on its device, and its optimizer as Accelerate prepares them; the average of the weights; the state.
 
-    `build_optimizer(model, config, mixed_precision)` is called once the parameters are final. The state is that of
-    `checkpoint`, whose weights are loaded, or that of a new run. `compile_dynamic` goes to `torch.compile`: True
-    where shapes vary.
+    `build_optimizer(model, config, mixed_precision)` is called once the parameters are final; the decays, momenta
+    and rate factors that it gives hold on a resume too. The state is that of `checkpoint`, with its weights loaded,
+    or that of a new run. `compile_dynamic` goes to `torch.compile`: True where shapes vary.
 
     Raises UsageError where the launch shards the model and this run cannot be sharded, and where the checkpoint is
     of another model.
@@ -47,8 +47,24 @@ def prepare_training(
     state = {"step": 0, "epoch": 0, "updates_in_epoch": 0}
     if checkpoint:
         optimizer_name = getattr(config, "optimizer", None)
+        settings = [_settings_of_group(group) for group in optimizer.param_groups]
         state = load_checkpoint(accelerator, model, checkpoint, ema, optimizer_name, config.resume_changes)
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group |= own
     return model, optimizer, ema, state
+
+
+def _settings_of_group(group: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a parameter group: decays, momenta, factors of the rate.
+
+    Loading an optimizer puts those of the checkpoint in their place, but the flags of this command decide. What is
+    no number (`fused`, `keeps_norm`) says how the optimizer's state is to be read and is the checkpoint's.
+    """
+    return {
+        name: value
+        for name, value in group.items()
+        if name != "params" and isinstance(value, int | float | tuple) and not isinstance(value, bool)
+    }
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

@@ -82,6 +82,28 @@ def test_a_checkpoint_gives_weights_average_optimizer_and_state(fresh_accelerate
     assert [update(accelerator, model, optimizer, seed) for seed in (3, 4)] == expected
 
 
+def test_numbers_of_the_optimizer_are_those_of_the_command_that_resumes(fresh_accelerate, tmp_path):
+    def prepared(checkpoint, weight_decay, **also):
+        fresh_accelerate()
+
+        def build(model, config, mixed_precision):
+            groups = [{"params": list(model.parameters()), "weight_decay": weight_decay, **also}]
+            return torch.optim.SGD(groups, lr=0.1, momentum=weight_decay / 2)
+
+        accelerator = Accelerator(cpu=True)
+        return accelerator, *prepare_training(accelerator, net(), build, Config(), checkpoint)
+
+    accelerator, model, optimizer, *_ = prepared(None, 0.2, lr_factor=440)
+    update(accelerator, model, optimizer)
+    checkpoint = save_checkpoint(accelerator, model, tmp_path, {"step": 1})
+    buffers = [state["momentum_buffer"] for state in optimizer.state_dict()["state"].values()]
+    _, _, optimizer, *_ = prepared(checkpoint, 0.8, lr_factor=4, half=2)
+    (group,) = optimizer.param_groups
+    assert (group["weight_decay"], group["momentum"], group["lr_factor"], group["half"]) == (0.8, 0.4, 4, 2)
+    loaded = [state["momentum_buffer"] for state in optimizer.state_dict()["state"].values()]
+    assert all(map(torch.equal, loaded, buffers)) and len(loaded) == len(buffers) > 0
+
+
 def test_a_checkpoint_of_another_optimizer_or_model_is_refused(fresh_accelerate, tmp_path):
     accelerator = Accelerator(cpu=True)
     model, *_ = prepare_training(accelerator, net(), build_optimizer, Config(), None)
