@@ -84,6 +84,7 @@ class Loop:
         self._updates: Sequence[Any] = ()
         self._gradient_norm: Tensor | float = 0.0  # of the latest update, and its rate
         self._lr = 0.0
+        self._latest: dict[str, Tensor | float] = {}
         # A run that a signal ended before a validation that was due makes it when it is resumed.
         self._validation_is_due: bool = (
             self.state.get("validation_is_due", False) and validates and not self.config.eval_only
@@ -106,11 +107,14 @@ class Loop:
         return self.state["best"]
 
     @property
+    def _out_of_patience(self) -> bool:
+        return 0 < self.patience <= self.state["validations_since_best"]
+
+    @property
     def last(self) -> bool:
         """Whether no update is left: all are done, or the run is out of patience, or it only evaluates."""
-        out_of_patience = 0 < self.patience <= self.state["validations_since_best"]
         all_tried = self.step + self.state["skipped"] >= self.total_steps
-        return self.config.eval_only or all_tried or out_of_patience
+        return self.config.eval_only or all_tried or self._out_of_patience
 
     @property
     def epochs_done(self) -> float:
@@ -190,9 +194,13 @@ class Loop:
         self._updates = self.plan(self.state["epoch"], self.state["seen_before"])
         self.state["updates_of_epoch"] = len(self._updates)
 
-    def count(self, sums: dict[str, Tensor], n: int, gradient_norm: Tensor | float, lr: float) -> bool:
+    def count(
+        self, sums: dict[str, Tensor], n: int, gradient_norm: Tensor | float, lr: float, **latest: Tensor | float
+    ) -> bool:
         """Note an update: this process's `sums` by name, over `n` tokens or images of all processes.
 
+        Sums are logged as averages since the last log line; the norm, the rate and whatever else is given by name
+        (`latest`: a weight of the loss, the norm of one layer's gradient) as they are in the update of that line.
         False where fp16 overflowed and nothing was updated: an average of the weights then stays as it is.
         """
         self.window.start()
@@ -203,7 +211,7 @@ class Loop:
             return False
         self.state["step"] += 1
         self.window.add(sums, n)
-        self._gradient_norm, self._lr = gradient_norm, lr
+        self._gradient_norm, self._lr, self._latest = gradient_norm, lr, latest
         return True
 
     def _find_out_what_is_due(self, updated: bool) -> None:
@@ -241,6 +249,7 @@ class Loop:
             self.rate_name: rate,
             "train/gradient_norm": float(self._gradient_norm),
             "lr": self._lr,
+            **{f"train/{name}": float(value) for name, value in self._latest.items()},
         }
         self.run.log(values, self.step, self.epochs_done)
         loss = values["train/loss"]
@@ -279,6 +288,11 @@ class Loop:
         if found_best:
             self.state["best"] = {"step": self.step, **values}
         self.state["validations_since_best"] = 0 if found_best else self.state["validations_since_best"] + 1
+        if self._out_of_patience and self.best:
+            self.run.print(
+                f"out of patience: no validation since step {self.best['step']:,} was better; training ends at "
+                f"step {self.step:,} of {self.total_steps:,}"
+            )
         at_each_validation = self.config.checkpointing_steps == 0
         self._checkpoint_is_due |= found_best or at_each_validation or self.last
         self._validation_is_due = False

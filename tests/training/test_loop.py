@@ -39,6 +39,7 @@ class Trial:
     skip: tuple[int, ...] = ()  # tries at an update, counted from 0, in which fp16 overflows
     accuracy: Callable[[int], float] = float  # of a validation after so many updates
     loss: Callable[[int], float] | None = None  # instead of the model's
+    latest: Callable[[int], dict] = lambda step: {}  # what else is given of an update
     events: list[str] = field(default_factory=list)
     shown: list[int] = field(default_factory=list)  # example numbers, of real updates
     loop: Loop | None = None
@@ -136,7 +137,7 @@ def train(fresh_accelerate, monkeypatch, clock):
                 break
             lr = 0.1 * (1 - loop.step / total_steps)
             sums, gradient_norm = train_update(ids, loop.step, lr)
-            loop.count(sums, len(ids), gradient_norm, lr)
+            loop.count(sums, len(ids), gradient_norm, lr, **trial.latest(loop.step))
         run.finish(loop.summary(), loop.train_seconds, model)
         return trial
 
@@ -202,11 +203,18 @@ def test_log_lines_are_due_by_updates_and_at_the_end(train, tmp_path):
     assert [line["train/images_per_second"] for line in lines] == [2, 2, 2]  # two images, a second
 
 
-def test_out_of_patience_it_saves_and_ends(train, tmp_path):
+def test_what_else_is_given_by_name_is_logged_as_it_was_in_the_last_update(train, tmp_path):
+    train(tmp_path, Trial(latest=lambda step: {"kl_weight": step / 8, "norm": torch.tensor(step)}), log_every=4)
+    given = [(line["train/kl_weight"], line["train/norm"]) for line in curve(tmp_path) if "train/norm" in line]
+    assert given == [(3 / 8, 3), (7 / 8, 7), (9 / 8, 9)]
+
+
+def test_out_of_patience_it_says_so_saves_and_ends(train, tmp_path, capsys):
     values = {5: 0.5, 10: 0.7, 15: 0.7, 20: 0.6}  # of which a tie is no new best
     trial = train(tmp_path, Trial(accuracy=values.get), patience=2, epochs=9)
     assert trial.steps("validate") == trial.steps("save") == [5, 10, 15, 20]
     assert trial.steps("update")[-1] == 19 and trial.loop.last
+    assert "no validation since step 10 was better; training ends at step 20 of 45" in capsys.readouterr().out
     again = train(tmp_path, patience=2, epochs=9, resume=True)
     assert again.events == []
 
