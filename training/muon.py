@@ -35,7 +35,8 @@ class Muon(Optimizer):
     orthogonalized as a (C', C k k) matrix, and the weights rescaled to the norm sqrt(C') before each update, so
     that `lr` is the share of a filter that one update turns. That norm suits filters whose scale a norm layer takes
     out again. In a net without norms the scale of the start is what keeps signals alive: with `keeps_norm=True`
-    too, a filter is rescaled to the norm that it had before its first update, and turned by the same share.
+    too, a filter is rescaled to the norm that it had before its first update, and turned by the same share. It is
+    rescaled where `lr` is 0 too; one without a gradient stays as it is.
 
     The other groups follow torch's Nesterov SGD with `weight_decay`. Source: Jordan et al. 2024 as above, with the
     renormalisation of airbench94_muon.
