@@ -114,7 +114,7 @@ class Config(RunConfig):
     ema_narrows: bool = False  # its window is never longer than the updates left: it ends at the last weights
     seed: Seed = 0  # of the initial weights, the order of the images and their augmentation
     # --- evaluation
-    validate_every: Count = 1  # epochs between validations; 0: only at the end
+    evaluate_every: Count = 1  # epochs between evaluations of the validation split; 0: only at the end
     views: Views = "mirror"  # views of a test image for test/accuracy_views
     eval_batch_size: BatchSize = 500  # images evaluated at a time
 
@@ -123,7 +123,7 @@ class Config(RunConfig):
 MAY_CHANGE = flag_names(
     """
     epochs max_train_steps lr pct_start anneal momentum weight_decay bias_lr_factor head_lr_factor max_grad_norm
-    ema_decay ema_narrows validate_every views eval_batch_size data_dir checkpointing_steps
+    ema_decay ema_narrows evaluate_every views eval_batch_size data_dir checkpointing_steps
     checkpoints_total_limit log_every compile
     """
 )
@@ -180,7 +180,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
             batch_size=50,
             max_grad_norm=1.0,
             ema_decay=0.998,
-            validate_every=3,
+            evaluate_every=3,
             log_every=100,
         ),
     ),
@@ -451,7 +451,7 @@ def main(config: Config) -> None:
         total_steps=total_steps,
         unit="images",
         validates=valid is not None,
-        validate_every_epochs=config.validate_every,
+        validate_every_epochs=config.evaluate_every,
         files=files,
     )
     loop.compile_ahead(optimizer, update)

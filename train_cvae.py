@@ -137,7 +137,7 @@ class Config(RunConfig):
     ema_decay: ShareBelowOne = 0.999  # moving average of the weights, which is what is evaluated; 0: none
     seed: Seed = 0  # of the initial weights, the order of the images and all noise
     # --- evaluation
-    validate_every: Count = 5  # epochs between validations; 0: only at the end
+    evaluate_every: Count = 5  # epochs between evaluations of the validation split; 0: only at the end
     eval_batch_size: BatchSize = 500  # images evaluated at a time
     iw_samples: Draws = 100  # draws of the importance-weighted bound at the end; 0: none
     judge: PathFlag = ""  # run of train_cifar.py that counts label hits; none: no hits; empty: one is trained once
@@ -147,7 +147,7 @@ class Config(RunConfig):
 # On a resume these may be given anew; another of the others would make it another run (training/resuming.py).
 MAY_CHANGE = flag_names(
     """
-    epochs max_train_steps lr pct_start weight_decay max_grad_norm ema_decay validate_every eval_batch_size
+    epochs max_train_steps lr pct_start weight_decay max_grad_norm ema_decay evaluate_every eval_batch_size
     iw_samples judge judge_epochs picture_temperature data_dir checkpointing_steps checkpoints_total_limit
     log_every compile
     """
@@ -163,7 +163,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
             width=16,
             classifier_weight=20,
             epochs=6,
-            validate_every=1,
+            evaluate_every=1,
             iw_samples=10,
             judge_epochs=4,
             log_every=10,
@@ -204,7 +204,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
             classifier_pooling=2,
             picture_temperature=0.3,
             epochs=7,
-            validate_every=2,
+            evaluate_every=2,
             iw_samples=10,
             judge_epochs=10,
             log_every=500,
@@ -542,7 +542,7 @@ def main(config: Config) -> None:
         total_steps=total_steps,
         unit="images",
         validates=valid is not None,
-        validate_every_epochs=config.validate_every,
+        validate_every_epochs=config.evaluate_every,
         files=files,
     )
     loop.compile_ahead(optimizer, update)

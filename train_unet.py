@@ -138,7 +138,7 @@ class Config(RunConfig):
     ema_decay: ShareBelowOne = 0.99  # moving average of the weights, which is what is evaluated; 0: none
     seed: Seed = 0  # of the initial weights, the order of the pictures and their augmentation
     # --- evaluation
-    validate_every: Count = 10  # epochs between validations; 0: only at the end
+    evaluate_every: Count = 10  # epochs between evaluations of the validation split; 0: only at the end
     views: PixelViews = "scales"  # views of a test picture for test/dice_views
     eval_batch_size: BatchSize = 64  # pictures evaluated at a time
 
@@ -147,7 +147,7 @@ class Config(RunConfig):
 MAY_CHANGE = flag_names(
     """
     epochs max_train_steps half_size_share lr pct_start bias_lr_factor weight_decay max_grad_norm ema_decay
-    validate_every views eval_batch_size data_dir checkpointing_steps checkpoints_total_limit log_every compile
+    evaluate_every views eval_batch_size data_dir checkpointing_steps checkpoints_total_limit log_every compile
     """
 )
 
@@ -175,7 +175,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
             loss="bce+dice",
             epochs=10,
             half_size_share=0,
-            validate_every=1,
+            evaluate_every=1,
             log_every=10,
         ),
     ),
@@ -525,7 +525,7 @@ def train_one(config: Config) -> Accelerator:
         total_steps=total_steps,
         unit="images",
         validates=valid is not None,
-        validate_every_epochs=config.validate_every,
+        validate_every_epochs=config.evaluate_every,
         files=files,
     )
     loop.compile_ahead(optimizer, update)

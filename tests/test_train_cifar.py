@@ -317,7 +317,7 @@ def test_a_resume_takes_the_runs_own_settings_and_names_what_is_given_anew(train
 
 def test_a_resume_in_the_middle_of_an_epoch_with_another_batch_size(train, tmp_path, monkeypatch, capsys):
     """It is refused; insisted on, the epoch shows each image once, and the epochs are as many as asked for."""
-    epochs = ("--epochs", "2", "--max_train_steps", "0", "--validate_every", "0", "--valid_fraction", "0")
+    epochs = ("--epochs", "2", "--max_train_steps", "0", "--evaluate_every", "0", "--valid_fraction", "0")
     assert train(tmp_path / "run", *epochs, "--max_train_steps", "4", "--checkpointing_steps", "4") == 0
     more = (*epochs, "--batch_size", "150", "--resume", "latest", "--log_every", "1")
     assert train(tmp_path / "run", *more) == 2

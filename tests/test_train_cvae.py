@@ -569,7 +569,7 @@ def test_the_range_test_begins_at_the_weight_of_the_kl_that_the_run_begins_at(tr
         return weights[-1]
 
     monkeypatch.setattr(train_cvae, "kl_weight", note)
-    flags = ("--kl_warmup", "0.5", "--kl_weight", "2", "--validate_every", "0")
+    flags = ("--kl_warmup", "0.5", "--kl_weight", "2", "--evaluate_every", "0")
     assert train(tmp_path / "run", *flags) == 0
     of_run, weights[:] = [*weights], []
     assert train(tmp_path / "run", *flags, "--find_lr") == 0

@@ -240,7 +240,7 @@ def test_a_run_of_before_there_was_a_validation_split_goes_on_without_one(train,
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("checkpoint-4")
 
     def as_it_was(config: dict) -> None:
-        del config["valid_fraction"], config["validate_every"]
+        del config["valid_fraction"], config["evaluate_every"]
         config["evaluate_every"] = 1
 
     edit_config(checkpoint, as_it_was)
@@ -500,7 +500,7 @@ def test_the_range_test_begins_at_the_size_that_the_run_begins_at(train, tmp_pat
     sizes = []
     genuine = train_unet.picture_size
     monkeypatch.setattr(train_unet, "picture_size", lambda *args: sizes.append(genuine(*args)) or sizes[-1])
-    flags = ("--half_size_share", "0.5", "--max_train_steps", "4", "--validate_every", "0")
+    flags = ("--half_size_share", "0.5", "--max_train_steps", "4", "--evaluate_every", "0")
     assert train(tmp_path / "run", *flags) == 0
     of_run, sizes[:] = [*sizes], []
     assert train(tmp_path / "run", *flags, "--find_lr") == 0

@@ -24,7 +24,7 @@ NOT_COMPARED = {
     "resume_changes",
     "tracker",
     "log_every",
-    "evaluate_every",  # of runs of before validation splits
+    "evaluate_every",
     "validate_every",
     "checkpointing_steps",
     "checkpoints_total_limit",

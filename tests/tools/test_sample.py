@@ -54,7 +54,7 @@ def run(tmp_path_factory) -> Path:
         str(folder / "judge"),
         "--iw_samples",
         "0",
-        "--validate_every",
+        "--evaluate_every",
         "0",
         "--spatial_latents",
         "7",

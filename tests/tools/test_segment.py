@@ -33,7 +33,7 @@ def train(output_dir: Path, script: str, *flags: str) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """The folder of a short run on textured shapes."""
-    flags = ("--width", "8", "--depth", "2", "--max_train_steps", "30", "--validate_every", "0")
+    flags = ("--width", "8", "--depth", "2", "--max_train_steps", "30", "--evaluate_every", "0")
     return train(tmp_path_factory.mktemp("segment") / "run", "train_unet.py", *flags)
 
 
@@ -84,7 +84,7 @@ def test_a_run_of_before_a_flag_was_renamed_is_read(run, tmp_path):
     (checkpoint,) = (tmp_path / "old" / "checkpoints").iterdir()
 
     def as_it_was(config: dict) -> None:
-        del config["valid_fraction"], config["validate_every"]
+        del config["valid_fraction"], config["evaluate_every"]
         config["evaluate_every"] = 10
 
     edit_config(checkpoint, as_it_was)
@@ -146,7 +146,7 @@ def test_what_it_writes_can_be_trained_on(tmp_path, monkeypatch, values, mode):
         "1",
         "--max_train_steps",
         "30",
-        "--validate_every",
+        "--evaluate_every",
         "0",
         "--batch_size",
         "4",
