@@ -66,9 +66,18 @@ def wait_until(true, seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
+def start_deaf(what_it_does: str) -> subprocess.Popen:
+    """A process that is within its deaf call, as its processor time shows."""
+    process = start("-c", DEAF, what_it_does)
+    watched = psutil.Process(process.pid)
+    used = watched.cpu_times().user
+    wait_until(lambda: watched.cpu_times().user > used + 0.1)
+    return process
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_call_that_is_deaf_to_signals_is_ended_where_nothing_is_to_be_saved(number, code):
-    process = start("-c", DEAF, "reads")
+    process = start_deaf("reads")
     process.send_signal(number)
     _, err = process.communicate(timeout=5)
     assert process.returncode == code
@@ -76,7 +85,7 @@ def test_a_call_that_is_deaf_to_signals_is_ended_where_nothing_is_to_be_saved(nu
 
 
 def test_in_training_a_deaf_call_is_waited_for_in_words_and_a_second_signal_ends_it():
-    process = start("-c", DEAF, "trains")
+    process = start_deaf("trains")
     process.send_signal(signal.SIGTERM)
     process.stderr.readline()  # the progress bar's
     assert "SIGTERM: a checkpoint is saved after" in process.stderr.readline()
