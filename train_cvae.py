@@ -155,14 +155,14 @@ MAY_CHANGE = flag_names(
 
 RECIPES: dict[str, tuple[str, Config]] = {
     "demo": (
-        "digits drawn by code; no download, three minutes on two CPU cores",
+        "digits drawn by code; no download, four minutes on two CPU cores",
         Config(
             recipe="demo",
             dataset="digits",
             latent_dim=16,
             width=16,
             classifier_weight=20,
-            epochs=6,
+            epochs=8,
             evaluate_every=1,
             iw_samples=10,
             judge_epochs=4,
