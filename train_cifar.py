@@ -115,6 +115,7 @@ class Config(RunConfig):
     seed: Seed = 0  # of the initial weights, the order of the images and their augmentation
     # --- evaluation
     evaluate_every: Count = 1  # epochs between evaluations of the validation split; 0: only at the end
+    patience: Count = 0  # end after so many evaluations without a better accuracy; 0: never
     views: Views = "mirror"  # views of a test image for test/accuracy_views
     eval_batch_size: BatchSize = 500  # images evaluated at a time
 
@@ -123,7 +124,7 @@ class Config(RunConfig):
 MAY_CHANGE = flag_names(
     """
     epochs max_train_steps lr pct_start anneal momentum weight_decay bias_lr_factor head_lr_factor max_grad_norm
-    ema_decay ema_narrows evaluate_every views eval_batch_size data_dir checkpointing_steps
+    ema_decay ema_narrows evaluate_every patience views eval_batch_size data_dir checkpointing_steps
     checkpoints_total_limit log_every compile
     """
 )
@@ -452,6 +453,7 @@ def main(config: Config) -> None:
         unit="images",
         validates=valid is not None,
         validate_every_epochs=config.evaluate_every,
+        patience=config.patience,
         files=files,
     )
     loop.compile_ahead(optimizer, update)

@@ -138,6 +138,7 @@ class Config(RunConfig):
     seed: Seed = 0  # of the initial weights, the order of the images and all noise
     # --- evaluation
     evaluate_every: Count = 5  # epochs between evaluations of the validation split; 0: only at the end
+    patience: Count = 0  # end after so many evaluations without a better ELBO; 0: never
     eval_batch_size: BatchSize = 500  # images evaluated at a time
     iw_samples: Draws = 100  # draws of the importance-weighted bound at the end; 0: none
     judge: PathFlag = ""  # run of train_cifar.py that counts label hits; none: no hits; empty: one is trained once
@@ -147,9 +148,9 @@ class Config(RunConfig):
 # On a resume these may be given anew; another of the others would make it another run (training/resuming.py).
 MAY_CHANGE = flag_names(
     """
-    epochs max_train_steps lr pct_start weight_decay max_grad_norm ema_decay evaluate_every eval_batch_size
-    iw_samples judge judge_epochs picture_temperature data_dir checkpointing_steps checkpoints_total_limit
-    log_every compile
+    epochs max_train_steps lr pct_start weight_decay max_grad_norm ema_decay evaluate_every patience
+    eval_batch_size iw_samples judge judge_epochs picture_temperature data_dir checkpointing_steps
+    checkpoints_total_limit log_every compile
     """
 )
 
@@ -543,6 +544,7 @@ def main(config: Config) -> None:
         unit="images",
         validates=valid is not None,
         validate_every_epochs=config.evaluate_every,
+        patience=config.patience,
         files=files,
     )
     loop.compile_ahead(optimizer, update)

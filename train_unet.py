@@ -139,6 +139,7 @@ class Config(RunConfig):
     seed: Seed = 0  # of the initial weights, the order of the pictures and their augmentation
     # --- evaluation
     evaluate_every: Count = 10  # epochs between evaluations of the validation split; 0: only at the end
+    patience: Count = 0  # end after so many evaluations without a better Dice; 0: never
     views: PixelViews = "scales"  # views of a test picture for test/dice_views
     eval_batch_size: BatchSize = 64  # pictures evaluated at a time
 
@@ -147,7 +148,8 @@ class Config(RunConfig):
 MAY_CHANGE = flag_names(
     """
     epochs max_train_steps half_size_share lr pct_start bias_lr_factor weight_decay max_grad_norm ema_decay
-    evaluate_every views eval_batch_size data_dir checkpointing_steps checkpoints_total_limit log_every compile
+    evaluate_every patience views eval_batch_size data_dir checkpointing_steps checkpoints_total_limit log_every
+    compile
     """
 )
 
@@ -526,6 +528,7 @@ def train_one(config: Config) -> Accelerator:
         unit="images",
         validates=valid is not None,
         validate_every_epochs=config.evaluate_every,
+        patience=config.patience,
         files=files,
     )
     loop.compile_ahead(optimizer, update)
