@@ -47,10 +47,12 @@ def prepare_training(
     state = {"step": 0, "epoch": 0, "updates_in_epoch": 0}
     if checkpoint:
         optimizer_name = getattr(config, "optimizer", None)
-        settings = [_settings_of_group(group) for group in optimizer.param_groups]
+        groups = [dict(group) for group in optimizer.param_groups]
         state = load_checkpoint(accelerator, model, checkpoint, ema, optimizer_name, config.resume_changes)
-        for group, own in zip(optimizer.param_groups, settings, strict=True):
-            group |= own
+        for group, own in zip(optimizer.param_groups, groups, strict=True):
+            for dropped in group.keys() - own.keys():  # by a later version of the script
+                del group[dropped]
+            group |= _settings_of_group(own)
     return model, optimizer, ema, state
 
 

@@ -93,13 +93,14 @@ def test_numbers_of_the_optimizer_are_those_of_the_command_that_resumes(fresh_ac
         accelerator = Accelerator(cpu=True)
         return accelerator, *prepare_training(accelerator, net(), build, Config(), checkpoint)
 
-    accelerator, model, optimizer, *_ = prepared(None, 0.2, lr_factor=440)
+    accelerator, model, optimizer, *_ = prepared(None, 0.2, lr_factor=440, warmup=3)
     update(accelerator, model, optimizer)
     checkpoint = save_checkpoint(accelerator, model, tmp_path, {"step": 1})
     buffers = [state["momentum_buffer"] for state in optimizer.state_dict()["state"].values()]
     _, _, optimizer, *_ = prepared(checkpoint, 0.8, lr_factor=4, half=2)
     (group,) = optimizer.param_groups
     assert (group["weight_decay"], group["momentum"], group["lr_factor"], group["half"]) == (0.8, 0.4, 4, 2)
+    assert "warmup" not in group  # which the code that resumes no longer gives
     loaded = [state["momentum_buffer"] for state in optimizer.state_dict()["state"].values()]
     assert all(map(torch.equal, loaded, buffers)) and len(loaded) == len(buffers) > 0
 
