@@ -128,6 +128,7 @@ def test_a_terminal_that_hangs_up_ends_only_runs_whose_launcher_would_kill_them(
     fresh_accelerate, monkeypatch, several
 ):
     monkeypatch.setenv("WORLD_SIZE", "2" if several else "1")
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     stop_signals.defer()
     signal.raise_signal(signal.SIGHUP)
     assert stop_signals.number == (signal.SIGHUP if several else None)
