@@ -107,6 +107,14 @@ def launch(output_dir, *flags, config: str) -> subprocess.Popen:
 # --- one run
 
 
+def test_patience_ends_a_run_that_gets_no_better(train, tmp_path, capsys, monkeypatch):
+    always = {"loss": 1.0, "accuracy": 0.5}
+    monkeypatch.setattr(train_cifar, "evaluate", lambda *_: (always, torch.full((205, 10), 0.1)))
+    assert train(tmp_path, "--max_train_steps", "0", "--epochs", "9", "--patience", "2") == 0
+    assert "out of patience" in capsys.readouterr().out
+    assert summary(tmp_path)["best/step"] * 3 == step_of(list_checkpoints(tmp_path)[-1])  # the first of 3 epochs
+
+
 @pytest.mark.smoke
 def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
     run = tmp_path / "run"
