@@ -1,6 +1,6 @@
 # `make train`: set up and train the demo. `make check`: form and types, by ruff and mypy. `make test`: these and the
-# whole test suite. `make quick`: these, the tests that take no training, and one tiny run of each script. Each may be
-# run again.
+# whole test suite. `make quick`: these, the tests that take no training, and one tiny run of each script.
+# `make results`: README's table and results/README.md, from the records. Each may be run again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CONFIG = $(shell $(BIN)/python -c "import torch; print('cpu' if not torch.cuda.is_available() \
 	else 'bf16' if torch.cuda.get_device_capability() >= (8, 0) else 't4')")
 
-.PHONY: train check test quick clean
+.PHONY: train check test quick results clean
 
 train: $(VENV)/installed
 	$(BIN)/accelerate launch --config_file accelerate_configs/$(CONFIG).yaml train_translation.py demo --resume latest
@@ -23,6 +23,9 @@ test: check
 
 quick: check
 	$(BIN)/python -m pytest -m "smoke or not (slow or training)"
+
+results: $(VENV)/installed
+	$(BIN)/python -m tools.results
 
 # torch first and alone: with it in place, no other package asks for a newer one.
 $(VENV)/installed: requirements.txt

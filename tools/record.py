@@ -1,8 +1,10 @@
-"""Keep finished runs as a record in results/, and make README's table from the records.
+"""Keep finished runs as a record in results/, and make the tables anew.
 
-    python -m tools.record translation-demo runs/translation/demo --note "what was measured"
-    python -m tools.record cifar-ultimus runs/ultimus-seed0 runs/ultimus-seed1 runs/ultimus-seed2 --note ".."
-    python -m tools.record --readme
+    python -m tools.record translation-demo runs/translation/demo --note "beside the tests" --log demo.log
+    python -m tools.record cifar-ultimus runs/ultimus-seed0 runs/ultimus-seed1 runs/ultimus-seed2
+
+`python -m tools.reproduce` does this at the end of the runs that it makes; by hand it is for runs that were made
+otherwise. The name is that of an entry of results/records.yaml.
 
 A record is `results/NAME.json` (command, commit, hardware, settings, numbers) beside `NAME.metrics.jsonl`, the
 curve that its figures are drawn from, and `NAME.log`, what the run printed, where a log is given. Of several
@@ -10,43 +12,27 @@ runs that differ in their seed only, the numbers are means, and the standard dev
 """
 
 import json
+import os
 import platform
 import re
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tyro.conf import Positional
 
+from tools.published.catalogue import ROOT, Entry, named, read_catalogue
+from tools.published.tables import write_tables
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
-from training.metrics import SPLITS, metric
+from training.run_folder import write_whole
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS, README = ROOT / "results", ROOT / "README.md"
-HEADLINES = (  # the metrics of README's table, in its order
-    "test/bleu",
-    "test/bleu_without_near_duplicates",
-    "test/chrf",
-    "test_extra/bleu",
-    "test/accuracy",
-    "test/accuracy_views",
-    "test/dice",
-    "test/iou",
-    "test/dice_views",
-    "test/elbo",
-    "test/iw_bound",
-    "test/bits_per_dim",
-    "test/wrong_label_hits",
-    "test/prior_hits",
-)
-BEGIN, END = "<!-- results: made by `python -m tools.record --readme` -->", "<!-- end of results -->"
+MAY_DIFFER = {"seed", "output_dir", "resume", "resume_changes", "tracker"}  # between the runs of a record
 
 
 def cpu_name() -> str:
     """The processor as the system names it, and the number of its cores."""
-    import os
-
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -61,50 +47,79 @@ def log_lines(log: str) -> list[str]:
     return [line for line in lines if line and not re.match(r"\s*\d+%\|", line)]
 
 
-def write_record(runs: list[Path], name: str, note: str, logs: list[str], launch: str) -> Path:
-    """Write results/NAME.json, .metrics.jsonl and .log from the folders of finished runs. Returns the first.
+def write_record(
+    entry: Entry,
+    runs: Sequence[Path],
+    *,
+    root: Path = ROOT,
+    note: str = "",
+    logs: Sequence[Path] = (),
+    commands: Sequence[str] = (),
+    code: str | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Path:
+    """Write results/NAME.json, .metrics.jsonl and .log from the folders of an entry's finished runs.
 
-    Raises UsageError where a run has not ended, or where several differ in more than their seed.
+    `commands`: what was typed for each run; without them, what its summary says. `code`: the fingerprint of what
+    the runs were made by, where all were made by the same. `names`: what stands in the log for a text of this
+    machine, such as the folder of the data. Returns the first file.
+
+    Raises UsageError where a run has not ended, is not the entry's, or differs in more than its seed.
     """
     summaries, configs = [], []
     for run in runs:
         if not (run / "summary.json").exists():
             raise UsageError(f"{run} has no summary.json: let the run end first, or name another folder")
-        summaries.append(json.loads((run / "summary.json").read_text()))
-        configs.append(json.loads((run / "config.json").read_text()))
-    differing = {key for config in configs for key in config if config[key] != configs[0][key]}
-    if differing - {"seed", "output_dir", "resume", "resume_changes", "tracker"}:
+        summaries.append(json.loads((run / "summary.json").read_text(encoding="utf-8")))
+        configs.append(json.loads((run / "config.json").read_text(encoding="utf-8")))
+    differing = {key for config in configs for key in config if config[key] != configs[0].get(key)}
+    if differing - MAY_DIFFER:
         raise UsageError(f"the runs differ in {', '.join(sorted(differing))}: a record is of one setting")
+    if not commands:
+        commands = [f"{entry.launched_by} {summary['command']}" for summary in summaries]
+    ran = (re.findall(r"train_\w+\.py", summaries[0]["command"])[:1], configs[0]["recipe"])
+    if ran != ([entry.script], entry.recipe):
+        raise UsageError(f"{runs[0]} is no run of {entry.script} {entry.recipe}, which {entry.name} is made by")
     first = summaries[0]
-    numbers = first if len(runs) == 1 else {key: _mean([s[key] for s in summaries]) for key in first}
+    numbers = {key: _mean([summary.get(key) for summary in summaries]) for key in first}
+    scores = [key for key in first if key.startswith("test/") and isinstance(first[key], float)]
     record = {
-        "name": name,
+        "name": entry.name,
+        "script": entry.script,
+        "recipe": entry.recipe,
         "note": note,
-        "command": f"{launch} {first['command']}".strip(),
+        "chosen_on": entry.chosen_on,
+        "command": commands[0],
         "commit": first["git_commit"],
+        "code": code,
         "hardware": cpu_name() if first["device"].startswith("CPU") else first["device"],
-        "seed": configs[0]["seed"],
-        "recipe": configs[0]["recipe"],
+        "seeds": [config["seed"] for config in configs],
+        "log": f"{entry.name}.log" if logs else None,
         "numbers": {key: value for key, value in numbers.items() if key not in ("command", "git_commit")},
+        "std": {},
+        "runs": [],
     }
     if len(runs) > 1:
-        tests = [key for key in first if key.startswith("test/") and isinstance(first[key], float)]
-        record["seeds"] = [config["seed"] for config in configs]
-        record["std"] = {key: statistics.stdev(s[key] for s in summaries) for key in tests}
+        record["std"] = {key: statistics.stdev(summary[key] for summary in summaries) for key in scores}
         record["runs"] = [
-            {key: s[key] for key in (*tests, "train_seconds", "git_commit", "command")} for s in summaries
+            {key: summary[key] for key in (*scores, "train_seconds", "git_commit")} | {"command": command}
+            for summary, command in zip(summaries, commands, strict=True)
         ]
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    results = root / "results"
+    results.mkdir(exist_ok=True)
     lines = []
     for run, config in zip(runs, configs, strict=True):
-        for line in (run / "metrics.jsonl").read_text().splitlines():
+        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             lines.append(line if len(runs) == 1 else json.dumps({"seed": config["seed"], **json.loads(line)}))
-    (RESULTS / f"{name}.metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    write_whole(results / f"{entry.name}.metrics.jsonl", "".join(f"{line}\n" for line in lines))
     if logs:
-        printed = [line for log in logs for line in log_lines(Path(log).read_text("utf-8", errors="replace"))]
-        (RESULTS / f"{name}.log").write_text("\n".join(printed) + "\n", encoding="utf-8")
+        printed = [line for log in logs for line in log_lines(log.read_text("utf-8", errors="replace"))]
+        text = "\n".join(printed) + "\n"
+        for here, name in (names or {}).items():
+            text = text.replace(here, name)
+        write_whole(results / f"{entry.name}.log", text)
+    path = results / f"{entry.name}.json"
+    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path
 
 
@@ -114,74 +129,25 @@ def _mean(values: list):
     return statistics.mean(values) if numeric and len(set(values)) > 1 else values[0]
 
 
-def _shown(key: str, record: dict) -> str:
-    """A number of the record as the table shows it, with its standard deviation over the seeds."""
-    known = metric(key)
-    assert known.digits is not None  # headlines are in the table
-    label = known.label
-    if key.startswith("test_extra/"):
-        label += f" on the {SPLITS['test_extra']}"
-    text = f"{label} {known.factor * record['numbers'][key]:.{known.digits}f}"
-    if "std" in record:
-        text += f" ± {known.factor * record['std'][key]:.{max(known.digits, 2)}f}"
-    text += known.unit
-    return f"{text} (n = {len(record['seeds'])})" if "seeds" in record else text
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
-
-
-def results_table() -> str:
-    """README's table: a row a record."""
-    rows = ["| what | script and recipe | test | training time | hardware | precision | commit |", "|" + "---|" * 7]
-    for path in sorted(RESULTS.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if "recipe" not in record:  # a benchmark's rounds
-            continue
-        n = record["numbers"]
-        script = re.findall(r"train_\w+\.py", record["command"])[0]
-        test = ", ".join(_shown(key, record) for key in HEADLINES if key in n)
-        rows.append(
-            f"| [{record['note']}](results/{path.name}) | `{script} {record['recipe']}` | {test} | "
-            f"{_duration(n['train_seconds'])} | {record['hardware']} | {n['mixed_precision']} | "
-            f"`{(record['commit'] or 'none')[:10]}` |"
-        )
-    return "\n".join(rows)
-
-
-def readme_with_table(readme: str) -> str:
-    """The README with its table made anew. Raises UsageError if the markers are gone."""
-    if BEGIN not in readme or END not in readme:
-        raise UsageError(f"README.md has no line {BEGIN!r} or {END!r}: put them where the table belongs")
-    before, rest = readme.split(BEGIN, 1)
-    return f"{before}{BEGIN}\n{results_table()}\n{END}{rest.split(END, 1)[1]}"
-
-
 def main(
-    name: Positional[str] = "",
-    runs: Positional[tuple[PathFlag, ...]] = (),
+    name: Positional[str],
+    runs: Positional[tuple[PathFlag, ...]],
     note: str = "",
     log: tuple[PathFlag, ...] = (),
-    launch: str = "accelerate launch --config_file accelerate_configs/cpu.yaml",
-    readme: bool = False,
 ) -> None:
-    """Write a record of runs, and README's table.
+    """Write a record of runs, and the tables.
 
     Args:
-        name: name of the record
+        name: name of the record, which results/records.yaml lists
         runs: folders of finished runs, several where they differ in their seed only
-        note: what was measured, for the table
+        note: what is to be known of these runs, for the table
         log: files with what the runs printed
-        launch: what stood before the script's name on the command line
-        readme: only make README's table anew
     """
     try:
-        if runs:
-            print(write_record([Path(run) for run in runs], name, note, list(log), launch))
-        elif not readme:
-            raise UsageError("name the record and the folder of a run, or give --readme")
-        README.write_text(readme_with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+        (entry,) = named(read_catalogue(), [name])
+        folders, logs = [Path(run) for run in runs], [Path(file) for file in log]
+        print(write_record(entry, folders, note=note, logs=logs))
+        write_tables()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -4,12 +4,25 @@ import shutil
 import pytest
 
 import tools.record as record
+from tools.published.catalogue import Entry
 from training.errors import UsageError
+
+FIELDS = {
+    "name": "small",
+    "title": "a small run",
+    "script": "train_translation.py",
+    "recipe": "demo",
+    "launch": "cpu",
+    "seeds": [3],
+    "minutes": 2,
+    "hardware": "two cores",
+    "chosen_on": "validation",
+}
+ENTRY = Entry(**FIELDS)
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+def run(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     summary = {
@@ -27,17 +40,20 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def test_a_record_says_how_and_on_what_and_the_table_shows_it(run, tmp_path):
+def test_a_record_says_how_and_on_what(run, tmp_path):
     log = tmp_path / "log"
-    log.write_text("begins\n 10%|█ | 1/10\r 20%|██ | 2/10\rstep 5: BLEU 3\nends\n")
-    path = record.write_record([run], "demo", "the demo", [str(log)], "accelerate launch")
+    log.write_text("reads /home/me/data/x\n 10%|█ | 1/10\r 20%|██ | 2/10\rstep 5: BLEU 3\nends\n")
+    path = record.write_record(
+        ENTRY, [run], root=tmp_path, note="alone", logs=[log], code="f00", names={"/home/me/data": "$DATA"}
+    )
     written = json.loads(path.read_text())
-    assert written["command"] == "accelerate launch train_translation.py demo --lr 1"
-    assert written["seed"] == 3 and written["numbers"]["test/bleu"] == 31.25 and "cores" in written["hardware"]
-    assert (tmp_path / "results" / "demo.log").read_text() == "begins\nstep 5: BLEU 3\nends\n"
-    (row,) = record.results_table().splitlines()[2:]
-    assert "[the demo](results/demo.json)" in row and "BLEU 31.2, chrF 55.0" in row and "1.5 min" in row
-    assert "`aaaaaaaaaa`" in row and "`train_translation.py demo`" in row
+    assert written["command"] == (
+        "accelerate launch --config_file accelerate_configs/cpu.yaml train_translation.py demo --lr 1"
+    )
+    assert written["seeds"] == [3] and written["numbers"]["test/bleu"] == 31.25
+    assert "cores" in written["hardware"] and written["chosen_on"] == "validation"
+    assert written["note"] == "alone" and written["code"] == "f00" and written["log"] == "small.log"
+    assert (tmp_path / "results" / "small.log").read_text() == "reads $DATA/x\nstep 5: BLEU 3\nends\n"
 
 
 def test_seeds_are_averaged_with_their_standard_deviation(run, tmp_path):
@@ -51,32 +67,24 @@ def test_seeds_are_averaged_with_their_standard_deviation(run, tmp_path):
             "train_seconds": seed,
         }
         (runs[-1] / "summary.json").write_text(json.dumps(summary))
-    written = json.loads(record.write_record(runs, "seeds", "three", [], "").read_text())
+    commands = ["first", "second", "third"]
+    written = json.loads(record.write_record(ENTRY, runs, root=tmp_path, commands=commands).read_text())
     assert written["numbers"]["test/accuracy"] == pytest.approx(0.94) and written["numbers"]["train_seconds"] == 4
     assert written["std"]["test/accuracy"] == pytest.approx(0.01) and written["seeds"] == [3, 4, 5]
     assert [r["test/accuracy"] for r in written["runs"]] == [0.94, 0.95, 0.93]
-    curves = (tmp_path / "results" / "seeds.metrics.jsonl").read_text().splitlines()
+    assert [r["command"] for r in written["runs"]] == commands and written["command"] == "first"
+    curves = (tmp_path / "results" / "small.metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in curves] == [{"seed": seed, "step": 1} for seed in (3, 4, 5)]
-    assert "accuracy 94.00 ± 1.00 % (n = 3)" in record.results_table() and "| 4.0 s |" in record.results_table()
 
     (runs[1] / "config.json").write_text(json.dumps({"seed": 4, "recipe": "other"}))
     with pytest.raises(UsageError, match="differ in recipe"):
-        record.write_record(runs, "seeds", "three", [], "")
+        record.write_record(ENTRY, runs, root=tmp_path)
 
 
-def test_an_unfinished_run_or_a_readme_without_markers_is_refused(run):
+def test_an_unfinished_run_or_one_of_another_recipe_is_refused(run, tmp_path):
+    with pytest.raises(UsageError, match="no run of train_cifar"):
+        record.write_record(Entry(**FIELDS | {"script": "train_cifar.py"}), [run], root=tmp_path)
     (run / "summary.json").unlink()
     with pytest.raises(UsageError, match="has no summary"):
-        record.write_record([run], "demo", "", [], "")
-    with pytest.raises(UsageError, match="README"):
-        record.readme_with_table("no markers")
-
-
-def test_the_readme_holds_the_table_of_the_records():
-    readme = record.README.read_text(encoding="utf-8")
-    assert record.readme_with_table(readme) == readme, "run `python -m tools.record --readme`"
-
-
-def test_the_readme_quotes_the_recorded_speed():
-    measured = (record.RESULTS / "translation-speed.txt").read_text(encoding="utf-8")
-    assert measured in record.README.read_text(encoding="utf-8")
+        record.write_record(ENTRY, [run], root=tmp_path)
+    assert not (tmp_path / "results").exists()
