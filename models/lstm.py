@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.dropout import Dropout
+from models.lstm_kernel import Weights, kernel_weights, run_lstm
 
 # Gates in torch's order: input, forget, cell, output. Far beyond where a sigmoid in any precision is 0 or 1.
 PADDING_GATES = (-1024.0, 1024.0, 0.0, -1024.0)
@@ -64,16 +65,8 @@ class BidirectionalLayer(nn.Module):
             weights += [F.pad(torch.cat([input_weight, padding_column], 1), (0, n_zeros)), *others]
         x = F.pad(torch.cat([x, padding[:, :, None].to(x.dtype)], 2), (0, n_zeros))
         start = x.new_zeros(2, n_rows, h)
-        outputs, _, cell = torch.lstm(
-            x,
-            (start, start),
-            weights,
-            has_biases=True,
-            num_layers=1,
-            dropout=0.0,
-            train=self.training,
-            bidirectional=True,
-            batch_first=True,
+        outputs, (_, cell) = run_lstm(
+            x, (start, start), kernel_weights(weights), training=self.training, bidirectional=True
         )
         last = (~padding).sum(1) - 1
         rows = torch.arange(n_rows, device=x.device)
@@ -103,6 +96,7 @@ class DecoderState:
 
     source_mask: Tensor  # (B, S)
     memory: Tensor  # (B, S, H)
+    weights: list[Weights]  # of the decoder's layers, the same at each position
     layers: list[tuple[Tensor, Tensor]]  # per layer, hidden and cell state (1, N, H)
     fed: Tensor | None  # (N, 1, H), the last attentional vector, with input feeding
 
@@ -117,6 +111,7 @@ class DecoderState:
         return DecoderState(
             self.source_mask if same_sources else self.source_mask[sources],
             self.memory if same_sources else self.memory[sources],
+            self.weights,
             [(hidden[:, rows], cell[:, rows]) for hidden, cell in self.layers],
             None if self.fed is None else self.fed[rows],
         )
@@ -224,7 +219,8 @@ class Seq2SeqLSTM(nn.Module):
             layers.append((self.initial_hidden[i](hidden)[None], self.initial_cell[i](cell)[None]))
         memory = self.memory_projection(x)
         fed = torch.zeros_like(memory[:, :1]) if self.input_feeding else None
-        return DecoderState(~padding, memory, layers, fed)
+        weights = [kernel_weights(layer.all_weights[0]) for layer in self.decoder_layers]
+        return DecoderState(~padding, memory, weights, layers, fed)
 
     def decode(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Read tokens (N, T) on from `state`: vectors for the output projection (N, T, D) and the new state.
@@ -235,10 +231,10 @@ class Seq2SeqLSTM(nn.Module):
         if state.fed is not None:
             x = torch.cat([x, state.fed], 2)
         layers, context = [], None
-        for i, layer in enumerate(self.decoder_layers):
+        for i, weights in enumerate(state.weights):
             if context is not None:
                 x = torch.cat([x, context], 2)
-            x, present = layer(self.dropout(x) if i else x, state.layers[i])
+            x, present = run_lstm(self.dropout(x) if i else x, state.layers[i], weights, training=self.training)
             layers.append(present)
             if i == self.asking_layer:
                 queries = x.reshape(len(state.memory), -1, x.shape[2])  # the beams of a sentence ask together
@@ -246,17 +242,17 @@ class Seq2SeqLSTM(nn.Module):
         assert context is not None  # the asking layer is one of them
         x = self.dropout(self.attentional_layer(torch.cat([context, x], 2)))
         fed = x if self.input_feeding else None
-        return self.to_embedding(x), DecoderState(state.source_mask, state.memory, layers, fed)
+        return self.to_embedding(x), DecoderState(state.source_mask, state.memory, state.weights, layers, fed)
 
     def decode_step_by_step(self, target: Tensor, state: DecoderState, teacher_forcing_ratio: float) -> Tensor:
         """Read target (B, T) a position at a time, some tokens replaced by the model's own: (B, T, D)."""
         # Drawn on the host: which rows take their own token is then known without waiting for the device.
         takes_own = torch.rand(target.shape[1], target.shape[0]) >= teacher_forcing_ratio
         takes_own[0] = False  # BOS
+        all_rows = takes_own.nonzero()[:, 1].to(target.device)  # one copy for all positions
+        rows_at = all_rows.split(takes_own.sum(1).tolist())
         vectors: list[Tensor] = []
-        for true_tokens, row_takes_own in zip(target.unbind(1), takes_own, strict=True):
-            tokens = true_tokens
-            rows = row_takes_own.nonzero()[:, 0].to(target.device)
+        for tokens, rows in zip(target.unbind(1), rows_at, strict=True):
             if rows.numel():
                 with torch.no_grad():
                     own = F.linear(vectors[-1][rows, 0], self.output_weight).argmax(1)
