@@ -38,7 +38,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradient.scatter_add_(1, label, torch.full_like(nll, label_smoothing - 1))
                 gradient = gradient.mul_(counted).to(states.dtype)
                 states_grad[chunk] = gradient @ working_weight
-                weight_grad += gradient.t() @ states[chunk]
+                weight_grad += _product_in_fp32(gradient.t(), states[chunk])
         if gradients is not None:
             ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(plain)
@@ -48,6 +48,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, gradient, _):
         states_grad, weight_grad = ctx.saved_tensors
         return states_grad * gradient.to(states_grad.dtype), weight_grad * gradient, None, None, None, None
+
+
+def _product_in_fp32(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, a sum over the tokens of a chunk, which for a frequent word may pass fp16's 65,504.
+
+    A CPU sums bf16 in fp32 and rounds once; only CUDA can leave that out.
+    """
+    if a.device.type == "cuda" and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    if a.dtype == torch.float16:
+        return a.float() @ b.float()
+    return a @ b
 
 
 @torch.compiler.disable  # the chunk loop's trip count follows the batch: nothing for the compiler to fuse

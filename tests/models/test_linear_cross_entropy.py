@@ -58,3 +58,14 @@ def test_half_precision_states_keep_fp32_sums():
         torch.testing.assert_close(smoothed, reference, rtol=0.01, atol=0)
         smoothed.backward()
         assert half.grad.dtype == dtype and half.grad.isfinite().all()
+
+
+def test_the_gradient_of_a_frequent_word_does_not_overflow_in_fp16():
+    """70,000 tokens of which none is what is predicted: their states of 1 sum to more than 65,504."""
+    states = torch.ones(70_000, 2, dtype=torch.float16, requires_grad=True)
+    weight = torch.tensor([[0.0, 0.0], [30.0, 30.0], [0.0, 0.0]], requires_grad=True)
+    loss, _ = linear_cross_entropy(states, weight, torch.full((70_000,), 2))
+    loss.backward()
+    expected = torch.tensor([0.0, 70_000.0, -70_000.0])[:, None].expand(3, 2)
+    torch.testing.assert_close(weight.grad, expected, atol=1.0, rtol=0)
+    assert states.grad.isfinite().all()
