@@ -12,6 +12,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core
 
 import pytest
 
+pytest_plugins = ("browser",)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def token_cache(tmp_path_factory):

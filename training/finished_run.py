@@ -19,8 +19,8 @@ from training.run import RunConfig
 C = TypeVar("C", bound=RunConfig)
 M = TypeVar("M", bound=nn.Module)
 
-# Checkpoints of before the script's name was kept in them are known by a flag that only that script has.
-_FLAG_OF = {"translation": "max_tokens", "unet": "upsampling", "cvae": "latent_dim", "cifar": "cutout"}
+# A flag that only one script has: it tells whose a config is, also in checkpoints that do not name their script.
+FLAG_OF_SCRIPT = {"translation": "max_tokens", "unet": "upsampling", "cvae": "latent_dim", "cifar": "cutout"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def open_run(
     checkpoint = checkpoint_of_run(run)
     state = read_state(checkpoint)
     theirs = state.get("script")
-    if script != theirs and (theirs is not None or _FLAG_OF[script] not in state["config"]):
+    if script != theirs and (theirs is not None or FLAG_OF_SCRIPT[script] not in state["config"]):
         raise _of_another_script(checkpoint, script)
     return FinishedRun(script, checkpoint, saved_settings(kind, {**old_rules, **state["config"]}))
 

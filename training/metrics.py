@@ -25,7 +25,7 @@ class Metric:
 METRICS = {
     # of every script
     "loss": Metric("loss"),
-    "lr": Metric("learning rate"),
+    "lr": Metric("learning rate", digits=None),
     "gradient_norm": Metric("gradient norm"),
     "train_seconds": Metric("training time", digits=1, factor=1 / 60, unit=" min"),
     "n_parameters": Metric("parameters", digits=0),

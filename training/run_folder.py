@@ -244,7 +244,7 @@ def move_run_aside(folder: Path) -> Path:
     """
     real = folder.resolve()
     for lock in real.rglob(LOCK):
-        if lock.parent != real and _is_locked(lock):
+        if lock.parent != real and is_owned(lock.parent):
             raise UsageError(
                 f"{folder} holds an earlier run, and {lock.parent} in it belongs to one that is still going on "
                 f"({_owner(lock)}): name another --output_dir, or wait for it or stop it"
@@ -281,13 +281,14 @@ def _move_content_aside(real: Path) -> Path:
     return aside
 
 
-def _is_locked(lock: Path) -> bool:
+def is_owned(folder: Path) -> bool:
+    """Whether a run that is still going on owns it. Needs no right to write there."""
     try:
-        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+        handle = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: others may ask at the same moment
     except OSError as error:
         return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
     finally:

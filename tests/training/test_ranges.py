@@ -27,7 +27,7 @@ TOOLS = [importlib.import_module(f"tools.{path.stem}") for path in sorted((ROOT 
 CONFIGS = {module.__name__: module.Config for module in [*SCRIPTS, *TOOLS] if "Config" in vars(module)}
 PLACES = CONFIGS | {tool.__name__: tool.main for tool in TOOLS if "main" in vars(tool) and tool not in CONFIGS}
 PATH_NAMES = ("dir", "files", "file", "output", "run", "runs", "resume", "judge", "log")
-NAMED_PATHS = {("tools.plot_runs", "runs"), ("tools.compare_runs", "runs")}  # NAME=PATH: expanded where it is cut
+NAMED_PATHS = {("tools.compare", "runs")}  # PATH or NAME=PATH: expanded where it is cut
 
 
 def flags():

@@ -1,0 +1,317 @@
+"""The table of a comparison: a row for each setting, its final numbers with mean and deviation over its seeds."""
+
+import itertools
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+from tools.comparison.runs import Run
+from training.metrics import METRICS, metric, readable_name
+
+# Settings that change nothing of what a run learns or how fast: neither compared nor held against seeds.
+NOT_COMPARED = {
+    "output_dir",
+    "resume",
+    "resume_changes",
+    "eval_only",
+    "find_lr",
+    "profile",
+    "tracker",
+    "log_every",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+}
+LAUNCH = ("device", "mixed_precision", "num_processes")  # of the summary: what the launch chose
+TESTED = ("test", "test_extra")
+COSTS = ("train_seconds", "n_parameters", "peak_memory_mb")
+# Parts of the ELBO and sizes: none of them is better for being less by itself.
+NEITHER_BETTER_NOR_WORSE = {"kl", "reconstruction", "gradient_norm", "n_parameters"}
+NOT_GIVEN = "not given"  # a flag of a run of which only the flags are known
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table shows, and the number that it sorts by."""
+
+    text: str
+    value: float | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs that differ in their seed alone, and a cell for each column."""
+
+    name: str
+    runs: list[Run]
+    status: str
+    settings: dict[str, Cell]
+    numbers: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Runs of one script. `settings` are those that differ, `equal` the others with their value."""
+
+    settings: list[str]
+    equal: dict[str, str]
+    numbers: list[str]
+    rows: list[Row]
+
+
+def compare(runs: Sequence[Run], by_seed: bool = False, values: Sequence[str] = ()) -> Table:
+    """The table of runs of one script, a row for each setting, or for each run where `by_seed`.
+
+    `values`: the numbers to show, by name, in the place of all.
+    """
+    groups = [[run] for run in runs] if by_seed else groups_of_seeds(runs)
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings if key not in NOT_COMPARED))
+    if not by_seed:
+        keys = [key for key in keys if key != "seed"]
+    differing = [key for key in keys if _differs(runs, key)]
+    known = {key: value for run in runs for key, value in run.settings.items()}
+    equal = {key: setting_text(known[key]) for key in keys if key not in differing}
+    names = list(values) or number_names(runs)
+    columns = {name: _column(name, groups) for name in names}
+    rows = []
+    for index, (group, name) in enumerate(zip(groups, names_of(groups), strict=True)):
+        settings = {key: Cell(*_setting(group[0], key)) for key in differing}
+        numbers = {number: cells[index] for number, cells in columns.items()}
+        rows.append(Row(name, group, status_of(group), settings, numbers))
+    return Table(differing, equal, names, rows)
+
+
+def _differs(runs: Sequence[Run], key: str) -> bool:
+    """Whether runs have other values of a setting, or some gave it and some not where only flags are known."""
+    known = {_canonical(run.settings[key]) for run in runs if key in run.settings}
+    given = {key in run.settings for run in runs if run.only_flags_known}
+    return len(known) > 1 or len(given) > 1
+
+
+def groups_of_seeds(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that differ in their seed alone, together; by the first of each. Launch and device count as settings."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        settings = {key: value for key, value in run.settings.items() if key not in NOT_COMPARED | {"seed"}}
+        launch = [run.summary.get(key) for key in LAUNCH] if run.status == "finished" else []
+        key = _canonical([run.script, settings, launch])
+        taken = any(other.seed == run.seed for other in groups.get(key, []))  # made twice: two rows
+        groups.setdefault(f"{key} {run.path}" if taken or run.seed is None else key, []).append(run)
+    return list(groups.values())
+
+
+def names_of(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """What the names of a group's runs have in common: `base-seed0`, `base-seed1` -> `base`."""
+    names = [_common_name([run.name for run in group]) for group in groups]
+    for i, group in enumerate(groups):
+        if len(group) > 1 and (not names[i] or names.count(names[i]) > 1):
+            names[i] = f"{group[0].name} and {len(group) - 1} more"
+    return names
+
+
+def _common_name(names: list[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    letters = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
+    common = "".join(column[0] for column in letters)
+    return re.sub(r"[-_/ .=(]*(seeds?|s)?[-_/ .=]*$", "", common)
+
+
+def status_of(runs: Sequence[Run]) -> str:
+    """`finished`; `running, step 40, epoch 1.6 of 10`; of several runs `finished`, or `2 finished, 1 running`."""
+    states = [run.status for run in runs]
+    if len(runs) > 1:
+        kinds = list(dict.fromkeys(states))
+        return kinds[0] if len(kinds) == 1 else ", ".join(f"{states.count(kind)} {kind}" for kind in kinds)
+    run = runs[0]
+    if run.status == "finished":
+        return run.status
+    if not run.rows:
+        return f"{run.status}, nothing logged yet"
+    last = run.rows[-1]
+    text = f"{run.status}, step {last['step']:,}"
+    if _is_number(last.get("epoch")):
+        text += f", epoch {last['epoch']:.4g}"
+        text += f" of {run.settings['epochs']}" if "epochs" in run.settings else ""
+    return text
+
+
+def number_names(runs: Sequence[Run]) -> list[str]:
+    """The final numbers that any of the runs has: tests, best validations, costs; each in the order of METRICS."""
+    tested = {key for run in runs for key in run.summary if key.partition("/")[0] in TESTED}
+    validated = {key for run in runs for row in run.rows for key in row if key.startswith("valid/")}
+    costs = [key for key in COSTS if any(key in run.summary for run in runs)]
+    return [
+        *sorted(filter(_is_shown, tested), key=_order),
+        *sorted(filter(_is_shown, validated), key=_order),
+        *costs,
+    ]
+
+
+def is_main(name: str) -> bool:
+    """Whether the metric is one of the table in training/metrics.py, and no variant such as of one class."""
+    return name.rpartition("/")[2].removesuffix("_views") in METRICS
+
+
+def column_title(name: str) -> str:
+    """`test: accuracy`, and for a validation what of its curve is shown: `best validation: accuracy`."""
+    if name.startswith("valid/"):
+        return f"{'best' if has_direction(name) else 'last'} {readable_name(name)}"
+    return "peak memory" if name == "peak_memory_mb" else readable_name(name)
+
+
+def has_direction(name: str) -> bool:
+    """Whether it is known if more of it is better or less."""
+    return metric(name).digits is not None and name.rpartition("/")[2] not in NEITHER_BETTER_NOR_WORSE
+
+
+def is_comparable(name: str) -> bool:
+    """Whether the better of two runs can be told by it: a loss is another with each objective and smoothing."""
+    return has_direction(name) and name.rpartition("/")[2] != "loss"
+
+
+def final_value(run: Run, name: str) -> float | None:
+    """Of the summary; of a validation the best of the curve, or the last where better is not known."""
+    if not name.startswith("valid/"):
+        value = run.summary.get(name)
+        return value if _is_number(value) else None
+    values = [row[name] for row in run.rows if _is_number(row.get(name)) and math.isfinite(row[name])]
+    if not values:
+        return None
+    if not has_direction(name):
+        return values[-1]
+    return max(values) if metric(name).more_is_better else min(values)
+
+
+def number_text(name: str, values: Sequence[float]) -> str:
+    """A number as training/metrics.py shows it, with the deviation over several: `93.34 ± 0.31 % (n = 3)`."""
+    if name == "peak_memory_mb":
+        return f"{statistics.fmean(values):,.0f} MiB"
+    known = metric(name)
+    mean = statistics.fmean(values) if len(values) > 1 else values[0]
+    if known.digits is None:
+        text, digits = f"{known.factor * mean:.5g}", None
+    else:
+        text, digits = f"{known.factor * mean:,.{known.digits}f}", max(known.digits, 2)
+    if len(values) > 1 and len(set(values)) > 1:
+        deviation = known.factor * statistics.stdev(values)
+        text += f" ± {deviation:.2g}" if digits is None else f" ± {deviation:,.{digits}f}"
+    of = f" (n = {len(values)})" if len(values) > 1 and "±" in text else ""
+    return f"{text}{known.unit}{of}"
+
+
+def _column(name: str, groups: Sequence[Sequence[Run]]) -> list[Cell]:
+    """The cells of one number; the best are marked where there is something to be better than."""
+    found = [_values(group, name) for group in groups]
+    means = [statistics.fmean(values) if values else None for values in found]
+    texts = [number_text(name, values) if values else "" for values in found]
+    finite = [mean for mean in means if mean is not None and math.isfinite(mean)]
+    compared = len(set(finite)) > 1 and is_comparable(name)
+    best = (max if metric(name).more_is_better else min)(finite) if compared else None
+    best_text = number_text(name, [best]) if best is not None else None
+    return [
+        Cell(text, mean, mean is not None and best_text == number_text(name, [mean]))
+        for text, mean in zip(texts, means, strict=True)
+    ]
+
+
+def _values(group: Sequence[Run], name: str) -> list[float]:
+    """Of the runs that have ended; of those that have not only where none has, so that no mean mixes them."""
+    ended = [run for run in group if run.status == "finished"] or group
+    values = [final_value(run, name) for run in ended]
+    return [value for value in values if value is not None]
+
+
+def _setting(run: Run, key: str) -> tuple[str, float | None]:
+    if key not in run.settings:
+        return NOT_GIVEN, None
+    value = run.settings[key]
+    return setting_text(value), float(value) if _is_number(value) else None
+
+
+def setting_text(value: Any) -> str:
+    """A setting as people write it: `8, 8, 8`, `yes`, `none`."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(setting_text, value)) or "none"
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    return "none" if value in (None, "") else str(value)
+
+
+def _canonical(value: Any) -> str:
+    """Equal for equal settings, whether they came as 1 or 1.0."""
+
+    def plain(number: str) -> float:
+        return int(float(number)) if float(number).is_integer() else float(number)
+
+    return json.dumps(json.loads(json.dumps(value, default=str), parse_float=plain), sort_keys=True)
+
+
+def _is_shown(name: str) -> bool:
+    """Counts of what was tested, and names and signatures, are no results."""
+    last = name.rpartition("/")[2]
+    return not last.startswith("n_") and not last.endswith(("_signature", "_samples"))
+
+
+def _order(name: str) -> tuple:
+    split, _, last = name.rpartition("/")
+    known = list(METRICS)
+    plain = last.removesuffix("_views")
+    place = known.index(plain) if plain in METRICS else len(known)
+    return (
+        plain not in METRICS,
+        TESTED.index(split) if split in TESTED else len(TESTED),
+        plain == "loss",
+        place,
+        name,
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# -- on a terminal ----------------------------------------------------------------------------------------
+
+MOST_SETTINGS = 6  # in a line
+MOST_LETTERS = 30  # of a setting
+
+
+def as_text(table: Table) -> str:
+    """The table in Markdown, the best in bold: main numbers, validations where a test is missing, what differs."""
+    numbers = [name for name in table.numbers if is_main(name) and name not in COSTS]
+    tests = [name for name in numbers if not name.startswith("valid/")]
+    if all(any(row.numbers[name].text for name in tests) for row in table.rows):
+        numbers = tests
+    numbers = [*(numbers or table.numbers), *(name for name in table.numbers if name == "train_seconds")]
+    header = ["run", "status", *map(column_title, numbers), "settings that differ"]
+    alignment = ["left", "left", *["right"] * len(numbers), "left"]
+    return tabulate(
+        list(_lines(table, numbers)), header, tablefmt="pipe", colalign=alignment, disable_numparse=True
+    )
+
+
+def _lines(table: Table, numbers: Sequence[str]) -> Iterator[list[str]]:
+    for row in table.rows:
+        cells = [row.numbers[name] for name in numbers]
+        words = [row.name, row.status, *(f"**{c.text}**" if c.best else c.text for c in cells), _in_a_line(row)]
+        yield [word.replace("|", r"\|") for word in words]
+
+
+def _in_a_line(row: Row) -> str:
+    """`lr 0.1, epochs 20 and 3 more`."""
+    given = [f"{key} {_cut(cell.text)}" for key, cell in row.settings.items() if cell.text != NOT_GIVEN]
+    more = len(given) - MOST_SETTINGS
+    return ", ".join(given[:MOST_SETTINGS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…"
