@@ -55,14 +55,15 @@ def write_record(
     note: str = "",
     logs: Sequence[Path] = (),
     commands: Sequence[str] = (),
+    commits: Sequence[str | None] = (),
     code: str | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Path:
     """Write results/NAME.json, .metrics.jsonl and .log from the folders of an entry's finished runs.
 
-    `commands`: what was typed for each run; without them, what its summary says. `code`: the fingerprint of what
-    the runs were made by, where all were made by the same. `names`: what stands in the log for a text of this
-    machine, such as the folder of the data. Returns the first file.
+    `commands` and `commits`: what was typed for each run, and its code's commit; without them, what its summary
+    says. `code`: the fingerprint of what the runs were made by, where all were made by the same. `names`: what
+    stands in the log for a text of this machine, such as the folder of the data. Returns the first file.
 
     Raises UsageError where a run has not ended, is not the entry's, or differs in more than its seed.
     """
@@ -77,6 +78,8 @@ def write_record(
         raise UsageError(f"the runs differ in {', '.join(sorted(differing))}: a record is of one setting")
     if not commands:
         commands = [f"{entry.launched_by} {summary['command']}" for summary in summaries]
+    if not commits:
+        commits = [summary["git_commit"] for summary in summaries]
     ran = (re.findall(r"train_\w+\.py", summaries[0]["command"])[:1], configs[0]["recipe"])
     if ran != ([entry.script], entry.recipe):
         raise UsageError(f"{runs[0]} is no run of {entry.script} {entry.recipe}, which {entry.name} is made by")
@@ -90,7 +93,7 @@ def write_record(
         "note": note,
         "chosen_on": entry.chosen_on,
         "command": commands[0],
-        "commit": first["git_commit"],
+        "commit": commits[0],
         "code": code,
         "hardware": cpu_name() if first["device"].startswith("CPU") else first["device"],
         "seeds": [config["seed"] for config in configs],
@@ -102,8 +105,8 @@ def write_record(
     if len(runs) > 1:
         record["std"] = {key: statistics.stdev(summary[key] for summary in summaries) for key in scores}
         record["runs"] = [
-            {key: summary[key] for key in (*scores, "train_seconds", "git_commit")} | {"command": command}
-            for summary, command in zip(summaries, commands, strict=True)
+            {key: summary[key] for key in (*scores, "train_seconds")} | {"git_commit": commit, "command": command}
+            for summary, commit, command in zip(summaries, commits, commands, strict=True)
         ]
     results = root / "results"
     results.mkdir(exist_ok=True)

@@ -100,14 +100,14 @@ def read_catalogue(root: Path = ROOT) -> list[Entry]:
     for number, fields in enumerate(listed["records"], start=1):
         known = fields.get("name") if isinstance(fields, dict) else None
         try:
-            entries.append(_entry(fields, {entry.name for entry in entries}, root))
+            entries.append(_entry(fields, {entry.name: entry for entry in entries}, root))
         except UsageError as error:
             raise UsageError(f"{path}, {known or f'record {number}'}: {error}") from error
     return entries
 
 
-def _entry(fields: Any, before: set[str], root: Path) -> Entry:
-    """An entry from its fields; `before`: the names of those that stand before it."""
+def _entry(fields: Any, before: Mapping[str, Entry], root: Path) -> Entry:
+    """An entry from its fields; `before`: those that stand before it, by name."""
     if not isinstance(fields, dict):
         raise UsageError("a record is a list of `field: value`")
     _check_fields(fields, Entry)
@@ -136,8 +136,8 @@ def _entry(fields: Any, before: set[str], root: Path) -> Entry:
     if bool(entry.task) != bool(entry.score):
         raise UsageError("`task` and `score` stand together")
     for name in entry.needs:
-        if name not in before:
-            raise UsageError(f"{{run:{name}}} must stand before it")
+        if name not in before or 0 not in before[name].seeds:
+            raise UsageError(f"{{run:{name}}} must stand before it, with a seed 0")
     return entry
 
 

@@ -52,7 +52,7 @@ def _code_alone(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            node.body[0] = ast.Pass()
+            node.body[:] = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
 
@@ -78,3 +78,16 @@ def _differs(path: str, commit: str, root: Path) -> bool:
 def _git(root: Path, *arguments: str) -> str:
     run = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
     return run.stdout
+
+
+def commit_of(script: str, root: Path) -> str | None:
+    """The commit of the code of `script`, with "-dirty" where its files differ; None outside a repository.
+
+    Other files, such as records that have just been written, may differ.
+    """
+    try:
+        head = _git(root, "rev-parse", "HEAD").strip()
+        differing = _git(root, "status", "--porcelain", "--", *files_of(script, root))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head}-dirty" if differing else head
