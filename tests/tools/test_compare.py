@@ -8,6 +8,7 @@ import random
 import re
 import time
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +19,10 @@ from tools.comparison.curves import curves_of, thinned
 from tools.comparison.page import as_html, page_data
 from tools.comparison.runs import find_runs
 from tools.comparison.table import compare
-from tools.record import RESULTS
 from training.errors import UsageError
 from training.metrics import read_metrics
 
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 CONFIG = {"recipe": "speedrun", "cutout": 0, "epochs": 10, "lr": 0.1, "seed": 0, "model": "speednet"}
 SUMMARY = {
     "test/loss": 0.4,
