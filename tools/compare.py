@@ -27,7 +27,7 @@ from training.run_folder import write_whole, writing
 
 def write_comparison(found: Found, output: Path, values: Sequence[str] = (), reload: int = 0) -> None:
     """Write the page of the runs, all of it or nothing. Raises UsageError where it cannot be written."""
-    html = as_html(page_data(found.runs, found.left_out, values, reload))
+    html = as_html(page_data(found.runs, found.warnings, values, reload))
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, html)
@@ -132,7 +132,7 @@ def main(
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    for line in (*found.left_out, *(run.damage for run in found.runs if run.damage)):
+    for line in found.warnings:
         print(f"warning: {line}", file=sys.stderr)
     print(tables_text(found.runs, values))
     print(f"\n{output}: curves, samples, settings, hardware and commits of {len(found.runs)} run(s)")

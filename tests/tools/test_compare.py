@@ -133,7 +133,7 @@ def test_a_record_is_a_run_for_each_of_its_seeds(tmp_path):
     (tmp_path / "fast.metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = find_runs([str(path) for path in sorted(tmp_path.glob("*.json"))])
     four, two = found.runs
-    assert found.left_out == [f"{tmp_path / 'speed.json'} is left out: it is no record of a run"]
+    assert found.left_out == [tmp_path / "speed.json"]
     assert four.settings == {"lr": 0.5, "flip": False, "widths": [8, 16], "recipe": "speedrun", "seed": 4}
     assert [row["train/loss"] for row in two.rows] == [3, 4] and two.summary["test/accuracy"] == 0.93
     (row,) = compare(found.runs).rows
@@ -166,6 +166,15 @@ def test_seeds_are_averaged_and_what_differs_stands_beside(cifar):
     assert rows["cut"].numbers["valid/accuracy"].value == best
     by_seed = compare(cifar, by_seed=True)
     assert len(by_seed.rows) == 6 and by_seed.settings == ["lr", "seed"]
+
+
+def test_equal_numbers_have_no_best_and_other_data_is_said(tmp_path):
+    write_run(tmp_path / "a", 0.90001, dataset="cifar10")
+    write_run(tmp_path / "b", 0.90002, dataset="folders")
+    table = compare(find_runs([str(tmp_path)]).runs)
+    assert [row.numbers["test/accuracy"].text for row in table.rows] == ["90.00 %", "90.00 %"]
+    assert not any(row.numbers["test/accuracy"].best for row in table.rows)
+    assert table.note == "These runs differ in dataset: numbers of other data do not compare."
 
 
 def test_seeds_of_another_precision_are_another_row(tmp_path):
@@ -272,7 +281,8 @@ def test_values_that_are_no_numbers_leave_the_page_whole(tmp_path):
 @pytest.fixture(scope="module")
 def page_path(runs, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "comparison.html"
-    path.write_text(as_html(page_data(find_runs([str(runs)]).runs, ["a note"], (), 0)), encoding="utf-8")
+    note = "no records of runs, and left out: a.txt"
+    path.write_text(as_html(page_data(find_runs([str(runs)]).runs, [note], (), 0)), encoding="utf-8")
     return path
 
 
@@ -322,6 +332,17 @@ def test_every_chart_is_drawn_and_its_switches_work(page_path, open_page):
         assert page.locator("#cifar .chart canvas").count() == 0
         page.locator("#cifar").get_by_role("button", name="All", exact=True).click()
         assert painted(page) == before != without
+
+        chart = page.locator("#cifar [data-metric='train/loss']")
+        page.locator("#cifar .legend").scroll_into_view_if_needed()
+        box = chart.locator(".u-over").bounding_box()
+        page.mouse.move(box["x"] + 200, box["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 300, box["y"] + 40, steps=3)
+        page.mouse.up()
+        assert painted(page)["train/loss"] > 1.5 * before["train/loss"]  # low values, now over the whole height
+        chart.locator(".u-over").dblclick()
+        assert painted(page) == before
 
         page.locator("#cifar input[value=minutes]").check()
         minutes = page.locator("#cifar [data-metric='train/loss'] .plot").get_attribute("aria-label")
@@ -392,7 +413,7 @@ def test_numbers_are_those_of_the_runs_and_text_stays_text(runs, page_path, open
         (picture,) = page.locator("#cifar .pictures img").all()
         assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 1000
         assert picture.get_attribute("alt") == f"most confident mistakes of cifar/{EVIL}"
-        assert page.locator(".warning").all_inner_texts() == ["a note"]
+        assert page.locator("#top .warning").all_inner_texts() == ["no records of runs, and left out: a.txt"]
 
 
 @pytest.mark.parametrize("scheme, width", [("light", 320), ("dark", 320), ("dark", 2200)])

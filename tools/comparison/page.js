@@ -124,7 +124,7 @@ class Section {
     const { content, state } = this;
     const search = element("input", {
       type: "search", value: state.filter, autocomplete: "off",
-      oninput: () => this.change({ filter: search.value }, this.fillTable, this.fillLegend, this.drawSoon, this.fillSentences),
+      oninput: () => this.change({ filter: search.value }, this.fillTable, this.fillLegend, this.drawSoon, this.fillSamples),
     });
     this.found = element("span", { role: "status", class: "faint" });
     const controls = element("div", { class: "controls" }, element("label", {}, "Filter runs", search), this.found);
@@ -147,7 +147,7 @@ class Section {
     showEqual();
     this.table = element("table");
     this.root.append(
-      element("h3", {}, "Results"), controls,
+      element("h3", {}, "Results"), ...(content.note ? [element("p", { class: "warning" }, content.note)] : []), controls,
       element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Results, ${content.title}` }, this.table),
       this.equal,
     );
@@ -239,10 +239,13 @@ class Section {
     this.legend = element("div", { class: "legend", role: "group", "aria-label": "Runs in the curves" });
     const all = element("button", { type: "button", onclick: () => this.show(content.rows) }, "All");
     const none = element("button", { type: "button", onclick: () => this.show([]) }, "None");
+    const best = content.samples.rows.map((i) => content.rows[i]);
+    const onlyBest = element("button", { type: "button", onclick: () => this.show(best) }, `Best ${best.length}`);
+    if (best.length === content.rows.length) onlyBest.hidden = true;
     this.root.append(
       element(
         "div", { class: "controls" }, axes, element("label", {}, "Smoothing", slider, strength),
-        checkbox("Log scale", state.log, (log) => this.change({ log }, this.drawSoon)), all, none,
+        checkbox("Log scale", state.log, (log) => this.change({ log }, this.drawSoon)), all, none, onlyBest,
       ),
       this.legend,
       element("p", { class: "faint" }, thinningNote(content)),
@@ -296,7 +299,7 @@ class Section {
 
   show(rows) {
     const off = this.content.rows.filter((row) => !rows.includes(row)).map((row) => row.name);
-    this.change({ off }, this.fillLegend, this.drawSoon, this.fillSentences);
+    this.change({ off }, this.fillLegend, this.drawSoon, this.fillSamples);
   }
 
   drawSoon() {
@@ -315,24 +318,24 @@ class Section {
     if (!samples.sentences.length && !samples.figures.length) return;
     this.root.append(element("h3", {}, "The same samples"));
     if (samples.note) this.root.append(element("p", { class: "faint" }, samples.note));
-    if (samples.sentences.length) {
-      this.sentences = element("div");
-      const all = element("details", { open: true }, element("summary", {}, `${count(samples.sentences.length, "test sentence")}`), this.sentences);
-      this.root.append(all);
-      this.fillSentences();
-    }
-    for (const figure of samples.figures) {
+    this.sentences = element("div");
+    this.pictures = []; // [figure element, row]
+    const { sentences, figures } = samples;
+    const foldable = (title, content, open) => element("details", { open }, element("summary", {}, title), content);
+    if (sentences.length) this.root.append(foldable(count(sentences.length, "test sentence"), this.sentences, true));
+    figures.forEach((figure, i) => {
       const pictures = element("div", { class: "pictures" });
       for (const image of figure.images) pictures.append(this.picture(figure.title, image));
-      this.root.append(element("h4", {}, figure.title), pictures);
-    }
+      this.root.append(foldable(figure.title, pictures, i === 0));
+    });
+    this.fillSamples();
   }
 
   sampled(place) {
     return this.content.rows[this.content.samples.rows[place]];
   }
 
-  fillSentences() {
+  fillSamples() {
     if (!this.sentences) return;
     const blocks = this.content.samples.sentences.map((sentence) => {
       const list = element("dl", {});
@@ -345,10 +348,12 @@ class Section {
       return element("div", { class: "sentence" }, list);
     });
     this.sentences.replaceChildren(...blocks);
+    for (const [figure, row] of this.pictures) figure.hidden = !this.visible(row);
   }
 
   picture(title, image) {
-    const { name } = this.sampled(image.run);
+    const row = this.sampled(image.run);
+    const { name } = row;
     const picture = element("img", { src: image.src, width: image.width, height: image.height, alt: `${title} of ${name}` });
     const figure = element("figure");
     const button = element("button", {
@@ -356,6 +361,7 @@ class Section {
       onclick: () => button.setAttribute("aria-expanded", String(figure.classList.toggle("large"))),
     }, picture);
     figure.append(element("figcaption", {}, name), button);
+    this.pictures.push([figure, row]);
     return figure;
   }
 
@@ -480,10 +486,10 @@ class Chart {
     }));
     const options = {
       mode: 2, width, height: CHART_HEIGHT, legend: { show: false }, focus: { alpha: 0.2 },
-      cursor: { y: false, drag: { x: true, y: false }, points: { show: false }, dataIdx: () => null },
+      cursor: { y: false, drag: { x: true, y: false, setScale: false }, points: { show: false }, dataIdx: () => null },
       scales: {
         x: { time: false, auto: true, range: (u, low, high) => this.zoom ?? wide(low, high, 0.01) },
-        y: { auto: true, distr: log ? 3 : 1, range: log ? logRange : (u, low, high) => wide(low, high, 0.06) },
+        y: { auto: true, distr: log ? 3 : 1, range: () => (log ? wideLog : wide)(...this.heights(), 0.06) },
       },
       axes: [
         { ...axis, label: AXES[state.axis], labelSize: 18, size: 34 },
@@ -492,15 +498,35 @@ class Chart {
       series: [{}, ...series],
       hooks: {
         setSelect: [(u) => {
-          if (u.select.width > 2) this.zoom = [u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x")];
+          const { left, width } = u.select;
+          if (width > 2) this.zoomTo([u.posToVal(left, "x"), u.posToVal(left + width, "x")]);
         }],
         setCursor: [(u) => this.pointAt(u)],
       },
     };
     this.plot = new uPlot(options, [null, ...this.drawn.map(({ x, y }) => [x, y])], this.plotArea);
-    this.plot.root.addEventListener("dblclick", () => { this.zoom = null; }, { capture: true });
+    this.plot.over.addEventListener("dblclick", () => this.zoomTo(null));
     this.plot.over.append(this.point, this.tip);
     this.hidePoint();
+  }
+
+  zoomTo(range) {
+    this.zoom = range;
+    requestAnimationFrame(() => this.draw()); // not in the middle of the plot's own event
+  }
+
+  // Lowest and highest of what the zoom shows; [null, null] where that is nothing.
+  heights() {
+    const [from, to] = this.zoom ?? [-Infinity, Infinity];
+    let low = Infinity;
+    let high = -Infinity;
+    for (const { x, y } of this.drawn) {
+      for (let k = firstAtLeast(x, from); k < x.length && x[k] <= to; k++) {
+        low = Math.min(low, y[k]);
+        high = Math.max(high, y[k]);
+      }
+    }
+    return low <= high ? [low, high] : [null, null];
   }
 
   fit() {
@@ -608,9 +634,9 @@ function wide(low, high, share) {
   return [low - margin, high + margin];
 }
 
-function logRange(u, low, high) {
+function wideLog(low, high, share) {
   if (low === null || high === null) return [0.1, 1];
-  const margin = (high / low) ** 0.05;
+  const margin = (high / low) ** share;
   return margin > 1 ? [low / margin, high * margin] : [low / 1.1, high * 1.1];
 }
 

@@ -59,7 +59,7 @@ def title_of(script: str) -> str:
 
 
 def page_data(runs: Sequence[Run], notes: Sequence[str], values: Sequence[str], reload: int) -> dict[str, Any]:
-    """What the page shows. `reload`: seconds after which it loads itself anew; 0: never."""
+    """What the page shows; `notes` at its top. `reload`: seconds after which it loads itself anew; 0: never."""
     scripts = by_script(runs)
     budget = FIGURE_BUDGET // max(len(scripts), 1)
     sections = [_section(script, of_script, values, budget) for script, of_script in scripts.items()]
@@ -67,7 +67,7 @@ def page_data(runs: Sequence[Run], notes: Sequence[str], values: Sequence[str], 
     return {
         "made": time.strftime("%Y-%m-%d %H:%M:%S"),
         "reload": reload,
-        "notes": [*notes, *dict.fromkeys(run.damage for run in runs if run.damage)],
+        "notes": list(notes),
         "sections": sections,
     }
 
@@ -88,6 +88,7 @@ def _section(script: str, runs: list[Run], values: Sequence[str], budget: int) -
         "title": title_of(script),
         "columns": _columns(table),
         "equal": table.equal,
+        "note": table.note,
         "rows": rows,
         "seed_rows": [_row(row, place) for row in compare(runs, by_seed=True, values=values).rows]
         if len(rows) < len(runs)

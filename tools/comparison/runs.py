@@ -48,10 +48,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """What the arguments led to: the runs, and a line for each file that was left out."""
+    """What the arguments led to: the runs, and files that are no records of runs."""
 
     runs: list[Run]
-    left_out: list[str]
+    left_out: list[Path]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Lines that say what was left out, and what of the runs could not be read."""
+        names = [str(path) for path in self.left_out]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        left_out = [f"no records of runs, and left out: {shown}"] if names else []
+        return [*left_out, *dict.fromkeys(run.damage for run in self.runs if run.damage)]
 
 
 def find_runs(arguments: Sequence[str]) -> Found:
@@ -83,7 +91,7 @@ def is_run(folder: Path) -> bool:
 # -- where they lie ---------------------------------------------------------------------------------------
 
 
-def _places(arguments: Sequence[str]) -> tuple[dict[Path, str], list[str]]:
+def _places(arguments: Sequence[str]) -> tuple[dict[Path, str], list[Path]]:
     """Each run's folder or record with the name that it was given, or ""; and the files that are no records."""
     places: dict[Path, str] = {}
     seen = set()
@@ -93,7 +101,7 @@ def _places(arguments: Sequence[str]) -> tuple[dict[Path, str], list[str]]:
         for path in _matches(pattern):
             found = list(_runs_at(path))
             if not found and path.is_file():
-                left_out.append(f"{path} is left out: it is no record of a run")
+                left_out.append(path)
             for place in found:
                 if place.resolve() in seen:
                     continue

@@ -27,6 +27,7 @@ NOT_COMPARED = {
     "checkpointing_steps",
     "checkpoints_total_limit",
 }
+DATA = {"dataset", "dataset_config", "languages", "data_dir", "train_files", "valid_files", "test_files"}
 LAUNCH = ("device", "mixed_precision", "num_processes")  # of the summary: what the launch chose
 TESTED = ("test", "test_extra")
 COSTS = ("train_seconds", "n_parameters", "peak_memory_mb")
@@ -63,6 +64,14 @@ class Table:
     equal: dict[str, str]
     numbers: list[str]
     rows: list[Row]
+
+    @property
+    def note(self) -> str:
+        """A line where the runs may have been tested on other data than each other."""
+        differing = [key for key in self.settings if key in DATA]
+        if not differing:
+            return ""
+        return f"These runs differ in {', '.join(differing)}: numbers of other data do not compare."
 
 
 def compare(runs: Sequence[Run], by_seed: bool = False, values: Sequence[str] = ()) -> Table:
@@ -214,11 +223,9 @@ def _column(name: str, groups: Sequence[Sequence[Run]]) -> list[Cell]:
     finite = [mean for mean in means if mean is not None and math.isfinite(mean)]
     compared = len(set(finite)) > 1 and is_comparable(name)
     best = (max if metric(name).more_is_better else min)(finite) if compared else None
-    best_text = number_text(name, [best]) if best is not None else None
-    return [
-        Cell(text, mean, mean is not None and best_text == number_text(name, [mean]))
-        for text, mean in zip(texts, means, strict=True)
-    ]
+    shown = [number_text(name, [mean]) if mean is not None else "" for mean in means]
+    best_text = number_text(name, [best]) if best is not None and len(set(shown) - {""}) > 1 else None
+    return [Cell(text, mean, own == best_text) for text, mean, own in zip(texts, means, shown, strict=True)]
 
 
 def _values(group: Sequence[Run], name: str) -> list[float]:
@@ -294,9 +301,9 @@ def as_text(table: Table) -> str:
     numbers = [*(numbers or table.numbers), *(name for name in table.numbers if name == "train_seconds")]
     header = ["run", "status", *map(column_title, numbers), "settings that differ"]
     alignment = ["left", "left", *["right"] * len(numbers), "left"]
-    return tabulate(
-        list(_lines(table, numbers)), header, tablefmt="pipe", colalign=alignment, disable_numparse=True
-    )
+    lines = list(_lines(table, numbers))
+    text = tabulate(lines, header, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+    return f"{text}\n\n{table.note}" if table.note else text
 
 
 def _lines(table: Table, numbers: Sequence[str]) -> Iterator[list[str]]:
