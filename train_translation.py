@@ -519,7 +519,7 @@ def report_validation(run: Run, step: int, metrics: dict, translations: Translat
         f"step {step:,}: validation BLEU {metrics['bleu']:.2f}, chrF {metrics['chrf']:.2f}, "
         f"brevity penalty {metrics['brevity_penalty']:.3f}, loss {metrics['nll']:.3f}"
     )
-    run.log_samples(translations.sources, translations.hypotheses, translations.references, step)
+    run.log_samples("valid", translations.sources, translations.hypotheses, translations.references, step)
 
 
 def score_test_sets(run: Run, loop: Loop, model: nn.Module, corpus: TranslationCorpus, config: Config) -> dict:

@@ -56,7 +56,9 @@ def new_figure(*, width: float, height: float) -> Figure:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write `figure` to `path`, whose folder is made where it is missing.
+    """Write `figure` to `path`, whose folder is made where it is missing, with its title in the PNG's own field.
+
+    That is the figure's label where one was set, else its title or that of its only axes.
 
     Labels in a script that matplotlib's own font lacks are drawn with an installed one of `FALLBACK_FONTS`; where
     there is none, boxes stand for the letters and one warning says so.
@@ -69,7 +71,7 @@ def save_png(figure: Figure, path: Path) -> None:
             text.set_fontfamily([*text.get_fontfamily(), *fallbacks])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figure.savefig(path, format="png")
+        figure.savefig(path, format="png", metadata={"Title": _title(figure)})
     missing = [warning for warning in caught if "missing from font" in str(warning.message)]
     for warning in caught:
         if warning not in missing:
@@ -80,6 +82,11 @@ def save_png(figure: Figure, path: Path) -> None:
             "install one that has, such as Noto Sans CJK",
             stacklevel=2,
         )
+
+
+def _title(figure: Figure) -> str:
+    only = figure.axes[0].get_title() if len(figure.axes) == 1 else ""
+    return " ".join((figure.get_label() or figure.get_suptitle() or only).split())
 
 
 @functools.cache

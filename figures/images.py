@@ -106,6 +106,7 @@ def plot_image_grid(
         )
         color = colors[index] if colors else "black"
         ax.text(centers[column], top - GAP // 4, text, ha="center", va="bottom", color=color, **small)
+    figure.set_label(title)
     save_png(figure, path)
 
 
@@ -294,6 +295,7 @@ def plot_table(
             ax.axhspan(y, y + line_height, color="0.95")
         ax.text(GAP, y + line_height / 2, line, va="center_baseline", **(style if index else bold))
     ax.axhline(top + line_height, color="black", linewidth=1)
+    figure.set_label(title)
     save_png(figure, path)
 
 

@@ -380,7 +380,7 @@ def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path):
         "random",
         "--batch_size",
     )
-    process = launch(tmp_path / "two", *flags, 16, config="cpu_2proc")
+    process = launch(tmp_path / "two", "--tracker", "wandb", *flags, 16, config="cpu_2proc")
     data = drawn_shapes()  # the launched script's, whole
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_cifar, "drawn_shapes", lambda: data)
@@ -395,6 +395,7 @@ def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path):
     two, doubled = summary(tmp_path / "two"), summary(tmp_path / "doubled")
     assert two["num_processes"] == 2 and two["test/n_images"] == doubled["test/n_images"] == 1000
     assert two["test/loss"] == pytest.approx(doubled["test/loss"], abs=1e-3)
+    assert len(list((tmp_path / "two").rglob("run-*.wandb"))) == 1  # that of the main process
 
 
 def test_accumulation_trains_as_the_doubled_batch_where_there_is_no_norm(train, tmp_path):

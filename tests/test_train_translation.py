@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from offline_runs import OfflineRun
 from run_folders import Killed, curve, edit_config, final_weights, summary
 from safetensors.torch import load_file
 
@@ -726,56 +727,23 @@ def test_bf16_trains_close_to_fp32(train, tmp_path, monkeypatch, model, optimize
     assert summary(tmp_path / "bf16")["test/nll"] != summary(tmp_path / "fp32")["test/nll"]
 
 
-def wandb_records(path: Path):
-    """The records of an offline run's file: a LevelDB log, whose blocks hold records whole or in parts."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, position, block, parts = path.read_bytes(), 7, 32768, b""
-    while position + 7 <= len(data):
-        if block - position % block < 7:  # too little is left of the block for a header
-            position += block - position % block
-            continue
-        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
-        if position + 7 + length > len(data):  # still being written
-            return
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
-
-
 def test_wandb_offline_run_read_back_from_disk(train, tmp_path, capsys):
     assert train(tmp_path / "run", "--tracker", "wandb", "--max_train_steps", "14", "--validate_every", "7") == 0
     assert "wandb sync" in capsys.readouterr().out
-    deadline = time.time() + 30  # W&B's own process may still be writing
-    while not (found := list((tmp_path / "run").rglob("run-*.wandb"))) and time.time() < deadline:
-        time.sleep(0.2)
-    (path,) = found
-    while time.time() < deadline and not any(record.HasField("exit") for record in wandb_records(path)):
-        time.sleep(0.2)
-    history, config, summaries, run, metrics = [], {}, {}, None, set()
-    for record in wandb_records(path):
-        if record.HasField("run"):
-            run = record.run
-            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-        config |= {item.key: json.loads(item.value_json) for item in record.config.update}
-        metrics |= {record.metric.name or record.metric.glob_name}
-        if record.HasField("history"):
-            history.append({(i.key or i.nested_key[0]): json.loads(i.value_json) for i in record.history.item})
-        for item in record.summary.update:
-            summaries[item.key or item.nested_key[0]] = json.loads(item.value_json)
-    assert (run.project, run.run_group, run.job_type) == ("onecycle", "translation", "demo")
-    assert any("CPU" in tag for tag in run.tags) and any("precision" in tag for tag in run.tags)
-    assert config["d_model"] == 32 and config["epochs"] == 2
-    assert {"step", "*"} <= metrics  # the step is every metric's axis
-    assert summaries["valid/nll"] == {"min": min(row["valid/nll"] for row in history if "valid/nll" in row)}
-    logged = [row["train/loss"] for row in history if "train/loss" in row]
+    (path,) = (tmp_path / "run").rglob("run-*.wandb")
+    run = OfflineRun(path)
+    assert (run.run.project, run.run.run_group, run.run.job_type) == ("onecycle", "translation", "demo")
+    assert any("CPU" in tag for tag in run.run.tags) and any("precision" in tag for tag in run.run.tags)
+    assert run.config["d_model"] == 32 and run.config["epochs"] == 2
+    assert {"step", "*"} <= run.metrics  # the step is every metric's axis
+    best = min(row["valid/nll"] for row in run.history if "valid/nll" in row)
+    assert run.summary["valid/nll"] == {"min": best}
+    logged = [row["train/loss"] for row in run.history if "train/loss" in row]
     assert logged == [line["train/loss"] for line in curve(tmp_path / "run") if "train/loss" in line]
-    assert any("samples" in row for row in history) and any("figures/loss" in row for row in history)
-    assert summaries["test/bleu"] == summary(tmp_path / "run")["test/bleu"]
+    tables = [name for row in run.history for name in row if name.startswith("samples/")]
+    assert tables == ["samples/valid", "samples/valid", "samples/test"]
+    assert any("figures/loss" in row for row in run.history)
+    assert run.summary["test/bleu"] == summary(tmp_path / "run")["test/bleu"]
 
 
 def test_a_resumed_run_goes_on_under_the_same_tracker_id(train, tmp_path):

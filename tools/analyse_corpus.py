@@ -318,7 +318,7 @@ def track(config: Config, name: str, output_dir: Path, sections: list[Table], fi
     try:
         import wandb
 
-        from training.run import PROJECT
+        from training.tracking import PROJECT
 
         try:
             logged_in = wandb.login(prompt=False)

@@ -26,6 +26,7 @@ from tools.published.catalogue import ROOT, Entry, named, read_catalogue
 from tools.published.tables import write_tables
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
+from training.redaction import redacted
 from training.run_folder import write_whole
 
 MAY_DIFFER = {"seed", "output_dir", "resume", "resume_changes", "tracker"}  # between the runs of a record
@@ -42,8 +43,8 @@ def cpu_name() -> str:
 
 
 def log_lines(log: str) -> list[str]:
-    """A terminal's output without the states that the progress bar overwrote."""
-    lines = [line.split("\r")[-1].rstrip() for line in log.replace("\r\n", "\n").split("\n")]
+    """A terminal's output without the states that the progress bar overwrote, and without keys and passwords."""
+    lines = [line.split("\r")[-1].rstrip() for line in redacted(log).replace("\r\n", "\n").split("\n")]
     return [line for line in lines if line and not re.match(r"\s*\d+%\|", line)]
 
 
@@ -78,6 +79,7 @@ def write_record(
         raise UsageError(f"the runs differ in {', '.join(sorted(differing))}: a record is of one setting")
     if not commands:
         commands = [f"{entry.launched_by} {summary['command']}" for summary in summaries]
+    commands = [redacted(command) for command in commands]
     if not commits:
         commits = [summary["git_commit"] for summary in summaries]
     ran = (re.findall(r"train_\w+\.py", summaries[0]["command"])[:1], configs[0]["recipe"])

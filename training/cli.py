@@ -19,6 +19,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from training.config_source import field_sources
 from training.errors import TrainingDiverged, UsageError
 from training.ranges import check_config, check_ranges
+from training.redaction import redacted
 from training.run_folder import DISK_ERRORS, cannot_write, owned_folder, release_folders
 from training.signals import stop_signals
 from training.terminal import make_printing_safe
@@ -200,7 +201,7 @@ def _run(main: Callable[[], None], user_errors: tuple[type[Exception], ...]) -> 
         main()
     except told_in_a_line as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {redacted(str(error))}", file=sys.stderr, flush=True)
         return 1 if isinstance(error, TrainingDiverged) else 2
     except OSError as error:
         if error.errno not in DISK_ERRORS:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
@@ -28,9 +28,9 @@ from training.cli import PathFlag
 from training.cpu_memory import keep_freed_memory
 from training.errors import UsageError
 from training.home_folder import spare_a_read_only_home
-from training.metrics import METRICS
 from training.processes import on_main_process
 from training.ranges import Count
+from training.redaction import redacted
 from training.run_folder import (
     append_line,
     check_writable,
@@ -42,8 +42,8 @@ from training.run_folder import (
     writing,
 )
 from training.signals import stop_signals
+from training.tracking import TrackerName, Tracking, require_tracker, shortened
 
-PROJECT = "onecycle"  # the one W&B project of all scripts; groups and job types tell the runs apart
 _KEPT_GROUPS: list[torch.distributed.ProcessGroup | None] = []  # see close_accelerator
 
 
@@ -63,14 +63,16 @@ class RunConfig:
     find_lr: bool = False  # run a learning-rate range test, suggest a rate and end
     compile: bool = False  # torch.compile the model
     profile: bool = False  # profile a few updates: table and trace in <output_dir>/profile
-    tracker: Literal["wandb", "none"] = "wandb"  # where metrics go besides metrics.jsonl
+    tracker: TrackerName = "wandb"  # where metrics go besides metrics.jsonl
 
 
 def begin_run(config: Any) -> Accelerator:
     """Join the processes of the launch, own the run's folder, and seed the initial weights. All processes call.
 
-    Raises UsageError where the processes do not know of each other, and where the folder is not to be had.
+    Raises UsageError where the tracker's package is missing, where the processes do not know of each other, and
+    where the folder is not to be had.
     """
+    require_tracker(config.tracker)
     accelerator = open_accelerator(config.gradient_accumulation_steps)
     own_folder(accelerator, config.output_dir)
     _forget_earlier_peak(accelerator.device)
@@ -198,7 +200,7 @@ def peak_memory_mb(device: torch.device) -> float:
 class Run:
     """One run's folder, its metrics and its tracker. Only the main process writes.
 
-    `config` is the script's dataclass; it has `recipe`, `output_dir` and `tracker` ("wandb" or "none").
+    `config` is the script's dataclass; it has `recipe`, `output_dir` and `tracker` (training/tracking.py).
     `checkpoint` and `resumed_state` are what the run goes on from, and its `state`.
     Below `output_dir`: config.json, metrics.jsonl, summary.json, checkpoints/, figures/. A folder that holds
     an earlier run is moved aside unless that run is being resumed. The folder is this run's until `finish`.
@@ -223,11 +225,15 @@ class Run:
         self._started = time.monotonic()
         state = resumed_state or {}
         self._seconds_before = state.get("total_seconds", 0.0)
-        self._wandb: Any = None  # W&B's run
-        self.tracker_id: str | None = state.get("tracker_id")
         on_main_process(accelerator, lambda: self._open_folder(checkpoint, state))
-        if accelerator.is_main_process and config.tracker == "wandb":
-            self._open_wandb()
+        facts = {
+            "device": hardware(accelerator),
+            "mixed_precision": accelerator.mixed_precision,
+            "num_processes": accelerator.num_processes,
+            "git_commit": self.git_commit,
+        }
+        tags = [facts["device"], f"precision {accelerator.mixed_precision}"]
+        self.tracking = Tracking(accelerator, script, config, tags, state, **facts)
         accelerator.wait_for_everyone()
         if not (self.output_dir / "config.json").exists():  # seen from another machine
             raise UsageError(f"{self.output_dir} is not shared by the machines: name a shared --output_dir")
@@ -245,7 +251,7 @@ class Run:
             if here and self.config.eval_only:
                 return
             settings = json.dumps(dataclasses.asdict(self.config), indent=1, default=str)
-            write_whole(self.output_dir / "config.json", settings + "\n")
+            write_whole(self.output_dir / "config.json", redacted(settings) + "\n")
             if here:
                 set_aside_after(self.output_dir, resumed_state["step"])
                 if self.metrics_path.exists():
@@ -269,7 +275,7 @@ class Run:
 
     def state(self) -> dict:
         """What a checkpoint keeps of the run: JSON data, to be passed back as `resumed_state`."""
-        return {"script": self.script, "total_seconds": self.total_seconds, "tracker_id": self.tracker_id}
+        return {"script": self.script, "total_seconds": self.total_seconds, **self.tracking.state()}
 
     def print(self, text: str) -> None:
         """Print on the main process, above the progress bar."""
@@ -323,7 +329,7 @@ class Run:
                 file=sys.stderr,
                 flush=True,
             )
-        self._with_wandb(lambda run: run.finish(exit_code=128 + number))
+        self.tracking.finish(exit_code=128 + number)
         close_accelerator(self.accelerator)
         sys.exit(128 + number)
 
@@ -345,93 +351,26 @@ class Run:
                 append_line(self.metrics_path, json.dumps(line))
 
         on_main_process(self.accelerator, write)
-        self._with_wandb(lambda run: run.log(line))
+        self.tracking.log(line, step)
 
     def log_figures(self, paths: Sequence[Path], step: int) -> None:
         """Send PNG files to the tracker, each under `figures/<its name>`."""
-
-        def send(run):
-            import wandb
-
-            run.log({"step": step, **{f"figures/{p.stem}": wandb.Image(str(p)) for p in paths}})
-
-        self._with_wandb(send)
+        self.tracking.log_figures(paths, step)
 
     def log_samples(
-        self, inputs: Sequence[str], outputs: Sequence[str], targets: Sequence[str], step: int, n: int = 3
+        self,
+        split: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        targets: Sequence[str],
+        step: int,
+        n: int = 3,
     ) -> None:
-        """Print n examples, evenly spaced over the outputs, and send them to the tracker as a table."""
-        shown = range(0, len(outputs), max(len(outputs) // n, 1))[:n]
-        rows = [[_shortened(side[i]) for side in (inputs, outputs, targets)] for i in shown]
-        self.print("\n".join(f"  {source}\n    -> {output}\n    == {target}" for source, output, target in rows))
-
-        def send(run):
-            import wandb
-
-            run.log({"step": step, "samples": wandb.Table(columns=["input", "output", "target"], data=rows)})
-
-        self._with_wandb(send)
-
-    def _open_wandb(self) -> None:
-        """Through Accelerate's tracker: online where W&B is logged in, else offline."""
-        try:
-            import wandb
-
-            mode = os.environ.get("WANDB_MODE")
-            if mode is None and not self._logged_in_to_wandb():
-                mode = "offline"
-            options = {
-                "dir": str(self.output_dir),
-                "group": self.script,
-                "job_type": self.config.recipe,
-                "name": f"{self.script}/{self.config.recipe}",
-                "tags": [hardware(self.accelerator), f"precision {self.accelerator.mixed_precision}"],
-                # A run dropped before its end must not be handed out again as the next one's.
-                "settings": wandb.Settings(silent=True, console="off", reinit="finish_previous"),
-                **({"mode": mode} if mode else {}),
-                **({"id": self.tracker_id, "resume": "allow"} if self.tracker_id else {}),
-            }
-            self.accelerator.log_with = ["wandb"]
-            config = json.loads(json.dumps(dataclasses.asdict(self.config), default=str))
-            self.accelerator.init_trackers(PROJECT, config, init_kwargs={"wandb": options})
-            self._wandb = self.accelerator.get_tracker("wandb", unwrap=True)
-            self.tracker_id = self._wandb.id
-            self._wandb.define_metric("step")
-            self._wandb.define_metric("*", step_metric="step")
-            # What is chosen by is shown at its best; test values are those of the chosen weights.
-            for name, known in METRICS.items():
-                best = "max" if known.more_is_better else "min"
-                self._wandb.define_metric(f"valid/{name}", step_metric="step", summary=best)
-            if mode == "offline":
-                folder = Path(self._wandb.dir).parent
-                print(
-                    f"W&B is offline: to upload this run later, `wandb sync {folder}`",
-                    flush=True,
-                )
-        except Exception as error:  # whatever W&B does, the run goes on
-            self._drop_wandb(error)
-
-    @staticmethod
-    def _logged_in_to_wandb() -> bool:
-        import wandb
-
-        try:
-            return wandb.login(prompt=False)
-        except wandb.Error as error:  # there is a key, but it is wrong or there is no network
-            print(f"warning: W&B cannot be reached: {error}", file=sys.stderr, flush=True)
-            return False
-
-    def _with_wandb(self, use) -> None:
-        if self._wandb is not None:
-            try:
-                use(self._wandb)
-            except Exception as error:  # whatever W&B does, the run goes on
-                self._drop_wandb(error)
-
-    def _drop_wandb(self, error: Exception) -> None:
-        self._wandb = None
-        self.accelerator.trackers = []
-        print(f"warning: W&B failed and is off for this run: {error!r}", file=sys.stderr, flush=True)
+        """Print n examples, evenly spaced over the outputs, and send more to the tracker as `samples/<split>`."""
+        for i in range(0, len(outputs), max(len(outputs) // n, 1))[:n]:
+            source, output, target = (shortened(side[i]) for side in (inputs, outputs, targets))
+            self.print(f"  {source}\n    -> {output}\n    == {target}")
+        self.tracking.log_samples(split, {"input": inputs, "output": outputs, "target": targets}, step)
 
     # -- the end ------------------------------------------------------------------------------------------
 
@@ -440,7 +379,7 @@ class Run:
     ) -> None:
         """Write summary.json, `values` first, and end tracking; without `close` the process group goes on."""
         on_main_process(self.accelerator, lambda: self._write_summary(values, train_seconds, model))
-        self._with_wandb(lambda run: run.finish())
+        self.tracking.finish()
         if self.accelerator.is_main_process:
             release_folder(self.output_dir)
         if close:
@@ -459,17 +398,12 @@ class Run:
             "num_processes": self.accelerator.num_processes,
             "versions": {"python": sys.version.split()[0], **_versions(packages)},
             "git_commit": self.git_commit,
-            "command": " ".join(sys.argv),
+            "command": redacted(" ".join(sys.argv)),
         }
         path = self.output_dir / "summary.json"
         with writing(path, training=True):
             write_whole(path, json.dumps(summary, indent=1) + "\n")
-        self._with_wandb(lambda run: run.summary.update(summary))
-
-
-def _shortened(text: str, most: int = 500) -> str:
-    """The text's first characters, and a mark where there were more."""
-    return text if len(text) <= most else f"{text[:most]}…"
+        self.tracking.summarise(summary)
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

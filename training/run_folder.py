@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.errors import UsageError
+from training.redaction import redacted
 
 LOCK = "run.lock"
 EARLIER = "earlier."  # subfolders for earlier runs, where the folder itself cannot be renamed
@@ -102,7 +103,7 @@ def claim_folder(folder: Path) -> None:
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
                 "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-                "command": shlex.join(sys.argv),
+                "command": redacted(shlex.join(sys.argv)),
             }
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps(owner).encode(), 0)

@@ -113,7 +113,7 @@ def report_translations(
     """
     sources, hypotheses, references = translations.sources, translations.hypotheses, translations.references
     run.log(prefixed(name, metrics), step, epoch)
-    run.log_samples(sources, hypotheses, references, step, n=5)
+    run.log_samples(name, sources, hypotheses, references, step, n=5)
     rest = metrics.get("bleu_without_near_duplicates")
     n_rest = round((1 - metrics["near_duplicates"]) * len(translations))
     n, n_cut = metrics["n_sentences"], metrics.get("n_sources_cut", 0)

@@ -3,7 +3,6 @@ import json
 import os
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -95,52 +94,6 @@ def test_a_second_signal_does_not_wait(fresh_accelerate, tmp_path, monkeypatch):
     signal.raise_signal(signal.SIGTERM)
     with pytest.raises(SystemExit):
         signal.raise_signal(signal.SIGTERM)
-
-
-def test_a_failing_tracker_never_ends_the_run(fresh_accelerate, tmp_path, monkeypatch, capsys):
-    import wandb
-
-    def fail(*args, **options):
-        raise RuntimeError("no space left")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(wandb, "init", fail)
-        run = open_run(tmp_path / "a", tracker="wandb")
-    run.log({"x": 1.0}, 1, 0)
-    run = open_run(tmp_path / "b", tracker="wandb")
-    monkeypatch.setattr(run._wandb, "log", fail)
-    for step in (1, 2):
-        run.log({"x": 1.0}, step, 0)
-    run.finish({}, 1.0, torch.nn.Linear(2, 2))
-    assert capsys.readouterr().err.count("no space left") == 2  # said once a run
-    assert len(read_metrics(tmp_path / "a")) == 1 and len(read_metrics(tmp_path / "b")) == 2
-    following = open_run(tmp_path / "c", tracker="wandb")  # in the same process, as the variants of `all` are
-    assert following.tracker_id != run.tracker_id and Path(following._wandb.dir).is_relative_to(tmp_path / "c")
-    following.finish({}, 1.0, torch.nn.Linear(2, 2))
-
-
-def test_the_trackers_summary_has_the_best_of_validation_and_of_the_test_what_summary_json_has(
-    fresh_accelerate, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    config = Config(str(tmp_path / "run"), tracker="wandb")
-    run = Run(open_accelerator(), "unet", config)
-    for step, value in ((1, 0.5), (2, 0.9), (3, 0.8)):
-        names = ("valid/bleu", "valid/dice", "valid/nll", "valid/loss", "test/dice", "test/loss", "test_extra/bleu")
-        run.log({name: value for name in names}, step, 0)
-    tracked = run._wandb.summary
-    for name in ("test/dice", "test/loss", "test_extra/bleu"):  # the last, of which no best is chosen
-        assert tracked[name] == 0.8, name  # also of a run that is killed now
-    assert tracked["valid/bleu"]["max"] == tracked["valid/dice"]["max"] == 0.9
-    assert tracked["valid/nll"]["min"] == tracked["valid/loss"]["min"] == 0.5
-    at_the_end = {}
-    monkeypatch.setattr(run._wandb, "finish", lambda: at_the_end.update(dict(tracked)))
-    run.finish({"test/dice": 0.8, "test/dice_views": 0.85}, 1.0, torch.nn.Linear(2, 2))
-    written = json.loads((tmp_path / "run" / "summary.json").read_text())
-    flat = {name: value for name, value in written.items() if not isinstance(value, dict)}
-    assert {name: at_the_end[name] for name in flat} == flat
-    monkeypatch.undo()
-    run._wandb.finish()
 
 
 def test_summary_is_flat_and_says_where_it_comes_from(fresh_accelerate, tmp_path):

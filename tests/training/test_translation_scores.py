@@ -78,7 +78,7 @@ class SilentRun:
     def print(self, text):
         self.printed.append(text)
 
-    def log_samples(self, inputs, outputs, targets, step, n):
+    def log_samples(self, split, inputs, outputs, targets, step, n):
         self.print(f"{inputs[0]} -> {outputs[0]} == {targets[0]}")
 
 

@@ -1,0 +1,74 @@
+"""Reading back what an offline run of W&B wrote."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+class OfflineRun:
+    """What a `run-<id>.wandb` file holds: `config`, `history`, `summary`, the names in `metrics`, saved `files`."""
+
+    def __init__(self, path: Path):
+        self.run: Any = None
+        self.config: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
+        self.metrics: set[str] = set()
+        self.files: set[str] = set()
+        for record in _whole(path):
+            if record.HasField("run"):
+                self.run = record.run
+                self.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            self.config |= {item.key: json.loads(item.value_json) for item in record.config.update}
+            self.metrics |= {record.metric.name or record.metric.glob_name}
+            self.files |= {item.path for item in record.files.files}
+            if record.HasField("history"):
+                self.history.append(_values(record.history.item))
+            self.summary |= _values(record.summary.update)
+
+
+def _values(items: Iterable[Any]) -> dict[str, Any]:
+    """By name; what has several values, as a picture has its size and caption, as a dict of them."""
+    values: dict[str, Any] = {}
+    for item in items:
+        name, *within = [item.key] if item.key else item.nested_key
+        value = json.loads(item.value_json)
+        if within:
+            values.setdefault(name, {})[".".join(within)] = value
+        else:
+            values[name] = value
+    return values
+
+
+def _whole(path: Path) -> list:
+    """The records, once W&B's own process has written the last."""
+    deadline = time.time() + 30
+    while time.time() < deadline:
+        records = list(_records(path))
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.2)
+    raise TimeoutError(f"{path} has no end")
+
+
+def _records(path: Path) -> Iterator[Any]:
+    """A LevelDB log, whose blocks hold records whole or in parts."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, position, block, parts = path.read_bytes(), 7, 32768, b""
+    while position + 7 <= len(data):
+        if block - position % block < 7:  # too little is left of the block for a header
+            position += block - position % block
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        if position + 7 + length > len(data):  # still being written
+            return
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
