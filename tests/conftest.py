@@ -1,7 +1,6 @@
 """What every test needs: a cache of its own, quiet trackers, few threads, and Accelerate's state made fresh."""
 
 import os
-import signal
 
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 os.environ["WANDB_MODE"] = "offline"
@@ -11,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+from accelerate_state import fresh_accelerate_state
 
 pytest_plugins = ("browser",)
 
@@ -22,17 +22,6 @@ def token_cache(tmp_path_factory):
 
 @pytest.fixture
 def fresh_accelerate():
-    """Runs in one test process would share Accelerate's singletons; and a run takes the signals over."""
-    from accelerate.state import AcceleratorState, GradientState
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-
-    def reset():
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    reset()
-    yield reset
-    reset()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    """A function that makes Accelerate's state fresh; it is, before and after the test."""
+    with fresh_accelerate_state() as reset:
+        yield reset
