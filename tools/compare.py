@@ -18,7 +18,7 @@ from tyro.conf import Positional
 
 from tools.comparison.page import as_html, by_script, page_data, title_of
 from tools.comparison.runs import Found, Run, find_runs
-from tools.comparison.table import Table, as_text, compare
+from tools.comparison.table import Table, as_text, compare, compared_settings
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
 from training.ranges import PositiveInt
@@ -65,7 +65,7 @@ def _as_data(table: Table) -> list[dict]:
     return [
         {
             "name": row.name,
-            "settings": {key: row.runs[0].settings.get(key) for key in table.settings},
+            "settings": {key: compared_settings(row.runs[0]).get(key) for key in table.settings},
             "numbers": {key: cell.value for key, cell in row.numbers.items()},
             "seeds": [run.seed for run in row.runs],
             "command": row.runs[0].summary.get("command"),

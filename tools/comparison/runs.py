@@ -1,5 +1,6 @@
 """Finding the runs to compare: folders of runs, groups of them, records of results/, named as people name them."""
 
+import functools
 import glob
 import itertools
 import json
@@ -253,6 +254,13 @@ def _read_object(path: Path) -> tuple[dict, str]:
 def _read_rows(path: Path) -> tuple[list[dict], str]:
     if not path.is_file():
         return [], ""
+    state = path.stat()
+    return _rows_as_of(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=1000)
+def _rows_as_of(path: Path, changed: int, size: int) -> tuple[list[dict], str]:
+    """Whoever watches runs reads anew only the files that have changed."""
     try:
         return read_metrics(path), ""
     except (UsageError, OSError) as error:

@@ -28,12 +28,13 @@ NOT_COMPARED = {
     "checkpoints_total_limit",
 }
 DATA = {"dataset", "dataset_config", "languages", "data_dir", "train_files", "valid_files", "test_files"}
-LAUNCH = ("device", "mixed_precision", "num_processes")  # of the summary: what the launch chose
+# What the launch chose, by its key in summary.json: compared as settings are, once a run has ended.
+LAUNCH = {"hardware": "device", "precision": "mixed_precision", "processes": "num_processes"}
 TESTED = ("test", "test_extra")
 COSTS = ("train_seconds", "n_parameters", "peak_memory_mb")
 # Parts of the ELBO and sizes: none of them is better for being less by itself.
 NEITHER_BETTER_NOR_WORSE = {"kl", "reconstruction", "gradient_norm", "n_parameters"}
-NOT_GIVEN = "not given"  # a flag of a run of which only the flags are known
+NOT_KNOWN = "not known"  # a setting of a run of which only the flags are, or what comes with its end
 
 
 @dataclass(frozen=True)
@@ -80,39 +81,54 @@ def compare(runs: Sequence[Run], by_seed: bool = False, values: Sequence[str] = 
     `values`: the numbers to show, by name, in the place of all.
     """
     groups = [[run] for run in runs] if by_seed else groups_of_seeds(runs)
-    keys = list(dict.fromkeys(key for run in runs for key in run.settings if key not in NOT_COMPARED))
-    if not by_seed:
-        keys = [key for key in keys if key != "seed"]
-    differing = [key for key in keys if _differs(runs, key)]
-    known = {key: value for run in runs for key, value in run.settings.items()}
-    equal = {key: setting_text(known[key]) for key in keys if key not in differing}
+    compared = [compared_settings(run) for run in runs]
+    keys = [key for key in dict.fromkeys(itertools.chain(*compared)) if by_seed or key != "seed"]
+    of_flags = [settings for run, settings in zip(runs, compared, strict=True) if run.only_flags_known]
+    differing = [key for key in keys if _differs(key, compared, of_flags)]
+    known = {key: value for settings in compared for key, value in settings.items()}
+    equal = {key: setting_text(known[key]) for key in keys if key not in differing and key not in LAUNCH}
     names = list(values) or number_names(runs)
     columns = {name: _column(name, groups) for name in names}
     rows = []
     for index, (group, name) in enumerate(zip(groups, names_of(groups), strict=True)):
-        settings = {key: Cell(*_setting(group[0], key)) for key in differing}
+        settings = {key: _setting_cell(group[0], key) for key in differing}
         numbers = {number: cells[index] for number, cells in columns.items()}
         rows.append(Row(name, group, status_of(group), settings, numbers))
     return Table(differing, equal, names, rows)
 
 
-def _differs(runs: Sequence[Run], key: str) -> bool:
-    """Whether runs have other values of a setting, or some gave it and some not where only flags are known."""
-    known = {_canonical(run.settings[key]) for run in runs if key in run.settings}
-    given = {key in run.settings for run in runs if run.only_flags_known}
+def compared_settings(run: Run) -> dict[str, Any]:
+    """Its settings that matter, and what its launch chose where that is known."""
+    launch = {name: run.summary[key] for name, key in LAUNCH.items() if key in run.summary}
+    return {key: value for key, value in run.settings.items() if key not in NOT_COMPARED} | launch
+
+
+def _differs(key: str, compared: Sequence[dict], of_flags: Sequence[dict]) -> bool:
+    """Whether runs have other values of a setting, or of those whose flags alone are known only some gave it."""
+    known = {_canonical(settings[key]) for settings in compared if key in settings}
+    given = {key in settings for settings in of_flags}
     return len(known) > 1 or len(given) > 1
 
 
 def groups_of_seeds(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ in their seed alone, together; by the first of each. Launch and device count as settings."""
-    groups: dict[str, list[Run]] = {}
+    """Runs that differ in their seed alone, together. A run made twice is in two groups."""
+    of_settings: dict[str, list[list[Run]]] = {}
     for run in runs:
         settings = {key: value for key, value in run.settings.items() if key not in NOT_COMPARED | {"seed"}}
-        launch = [run.summary.get(key) for key in LAUNCH] if run.status == "finished" else []
-        key = _canonical([run.script, settings, launch])
-        taken = any(other.seed == run.seed for other in groups.get(key, []))  # made twice: two rows
-        groups.setdefault(f"{key} {run.path}" if taken or run.seed is None else key, []).append(run)
-    return list(groups.values())
+        groups = of_settings.setdefault(_canonical([run.script, settings]), [])
+        group = next((group for group in groups if all(_is_another_seed(run, other) for other in group)), None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    return [group for groups in of_settings.values() for group in groups]
+
+
+def _is_another_seed(run: Run, other: Run) -> bool:
+    """Of two runs of the same settings: whether nothing is known to differ but the seed."""
+    known = [key for key in LAUNCH.values() if key in run.summary and key in other.summary]
+    same_launch = all(run.summary[key] == other.summary[key] for key in known)
+    return run.seed is not None and run.seed != other.seed and same_launch
 
 
 def names_of(groups: Sequence[Sequence[Run]]) -> list[str]:
@@ -235,11 +251,12 @@ def _values(group: Sequence[Run], name: str) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _setting(run: Run, key: str) -> tuple[str, float | None]:
-    if key not in run.settings:
-        return NOT_GIVEN, None
-    value = run.settings[key]
-    return setting_text(value), float(value) if _is_number(value) else None
+def _setting_cell(run: Run, key: str) -> Cell:
+    settings = compared_settings(run)
+    if key not in settings:
+        return Cell(NOT_KNOWN)
+    value = settings[key]
+    return Cell(setting_text(value), float(value) if _is_number(value) else None)
 
 
 def setting_text(value: Any) -> str:
@@ -315,7 +332,7 @@ def _lines(table: Table, numbers: Sequence[str]) -> Iterator[list[str]]:
 
 def _in_a_line(row: Row) -> str:
     """`lr 0.1, epochs 20 and 3 more`."""
-    given = [f"{key} {_cut(cell.text)}" for key, cell in row.settings.items() if cell.text != NOT_GIVEN]
+    given = [f"{key} {_cut(cell.text)}" for key, cell in row.settings.items() if cell.text != NOT_KNOWN]
     more = len(given) - MOST_SETTINGS
     return ", ".join(given[:MOST_SETTINGS]) + (f" and {more} more" if more > 0 else "")
 
