@@ -25,3 +25,13 @@ def fresh_accelerate():
     """A function that makes Accelerate's state fresh; it is, before and after the test."""
     with fresh_accelerate_state() as reset:
         yield reset
+
+
+@pytest.fixture
+def blank_figures(request, monkeypatch):
+    """Runs in this process leave their figures blank, unless the test is marked `figures`."""
+    if request.node.get_closest_marker("figures") is None:
+        from blank_figures import save_blank
+        from matplotlib.figure import Figure
+
+        monkeypatch.setattr(Figure, "savefig", save_blank)

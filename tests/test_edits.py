@@ -1,14 +1,13 @@
 """The edits of docs/editing.md, each applied to a copy of the project and run: alone, by two processes, resumed."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import forked_runs
 import pytest
 from run_folders import curve
 
@@ -22,7 +21,10 @@ TINY = {
         *("--max_tokens", "256", "--valid_sentences", "4", "--test_sentences", "4", "--beam_size", "2"),
     ],
     "train_unet.py": ["--width", "8", "--depth", "2", "--image_size", "32", "--batch_size", "4", "--views", "one"],
-    "train_cvae.py": ["--judge", "none", "--iw_samples", "0", "--batch_size", "8"],
+    "train_cvae.py": [
+        *("--image_size", "16", "--width", "16", "--latent_dim", "4"),
+        *("--judge", "none", "--iw_samples", "0", "--batch_size", "8"),
+    ],
     "train_cifar.py": ["--model", "ultimus", "--optimizer", "adamw", "--batch_size", "8", "--views", "one"],
 }
 
@@ -64,20 +66,17 @@ def test_an_edit_applies_and_runs_alone_by_two_processes_and_resumed(edit, tmp_p
     shutil.copytree(ROOT, project, ignore=NOT_COPIED)
     applied = subprocess.run(["git", "apply", "-"], cwd=project, input=edit.diff, text=True, capture_output=True)
     assert applied.returncode == 0, f"docs/editing.md, {edit.title}: {applied.stderr}"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(project)}
-    common = [*TINY[edit.script], "--tracker", "none", "--log_every", "1", *edit.flags]
+    common = ["demo", *TINY[edit.script], "--tracker", "none", "--log_every", "1", *edit.flags]
 
-    def run(output_dir, *flags, launcher=()) -> Path:
-        command = [sys.executable, *launcher, edit.script, "demo", *common, "--output_dir", str(output_dir), *flags]
-        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr[-3000:]
+    def run(output_dir, *flags, **options) -> Path:
+        forked_runs.run(
+            edit.script, *common, "--output_dir", output_dir, *flags, cwd=project, check=True, **options
+        )
         return output_dir
 
-    alone = run(tmp_path / "alone", "--max_train_steps", "3")
+    alone = run(tmp_path / "alone", "--max_train_steps", "3", figures=True)
     names = set().union(*(json.loads(line) for line in (alone / "metrics.jsonl").read_text().splitlines()))
     assert set(edit.logs) <= names
-    config = project / "accelerate_configs" / "cpu_2proc.yaml"
-    two = ("-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", str(config))
     together = (
         "--gradient_accumulation_steps",
         "2",
@@ -88,9 +87,8 @@ def test_an_edit_applies_and_runs_alone_by_two_processes_and_resumed(edit, tmp_p
         "--checkpoints_total_limit",
         "0",
     )
-    whole = run(tmp_path / "whole", *together, launcher=two)
-    resumed = run(
-        tmp_path / "resumed", *together, "--resume", str(whole / "checkpoints" / "checkpoint-2"), launcher=two
-    )
+    whole = run(tmp_path / "whole", *together, config="cpu_2proc")
+    half_way = whole / "checkpoints" / "checkpoint-2"
+    resumed = run(tmp_path / "resumed", *together, "--resume", half_way, config="cpu_2proc")
     steps = [line for line in curve(whole) if line["step"] > 2]
     assert steps and steps == [line for line in curve(resumed) if line["step"] > 2]

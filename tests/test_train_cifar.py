@@ -10,10 +10,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import forked_runs
 import psutil
 import pytest
 import torch
 from accelerate import Accelerator
+from forked_runs import ForkedProcesses
 from PIL import Image
 from run_folders import Killed, curve, edit_config, final_weights, summary
 from safetensors.torch import load_file
@@ -57,7 +59,7 @@ WITH_NORMS = ("--model", "speednet", "--batch_size", "16", "--label_smoothing", 
 
 
 @pytest.fixture
-def train(fresh_accelerate, monkeypatch):
+def train(fresh_accelerate, blank_figures, monkeypatch):
     """Run the script in this process: train(output_dir, *flags) -> exit code."""
 
     def run(output_dir, *flags) -> int:
@@ -82,7 +84,12 @@ def few_shapes():
         yield
 
 
+def fork(output_dir, *flags, config: str) -> ForkedProcesses:
+    return forked_runs.start("train_cifar.py", "demo", *TINY, "--output_dir", output_dir, *flags, config=config)
+
+
 def launch(output_dir, *flags, config: str) -> subprocess.Popen:
+    """As users do it: for what the launcher has a part in."""
     command = [
         sys.executable,
         "-m",
@@ -115,6 +122,7 @@ def test_patience_ends_a_run_that_gets_no_better(train, tmp_path, capsys, monkey
     assert summary(tmp_path)["best/step"] * 3 == step_of(list_checkpoints(tmp_path)[-1])  # the first of 3 epochs
 
 
+@pytest.mark.figures
 @pytest.mark.smoke
 def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
     run = tmp_path / "run"
@@ -380,7 +388,7 @@ def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path):
         "random",
         "--batch_size",
     )
-    process = launch(tmp_path / "two", "--tracker", "wandb", *flags, 16, config="cpu_2proc")
+    process = fork(tmp_path / "two", "--tracker", "wandb", *flags, 16, config="cpu_2proc")
     data = drawn_shapes()  # the launched script's, whole
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_cifar, "drawn_shapes", lambda: data)
@@ -443,11 +451,11 @@ def test_two_processes_train_as_accumulation_and_either_goes_on_where_the_other_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_cifar, "drawn_shapes", lambda: data)
         assert train(tmp_path / "one", *of_one) == 0
-        processes = [launch(tmp_path / "two", *flags, config="cpu_2proc")]
+        processes = [fork(tmp_path / "two", *flags, config="cpu_2proc")]
         # Two processes go on from what one has saved: as many images an update, in other parts.
         half_way = tmp_path / "one" / "checkpoints" / "checkpoint-4"
         goes_on = ("--gradient_accumulation_steps", "1", "--resume", half_way)
-        processes.append(launch(tmp_path / "one-two", *flags, *goes_on, config="cpu_2proc"))
+        processes.append(fork(tmp_path / "one-two", *flags, *goes_on, config="cpu_2proc"))
         for process in processes:
             _, err = process.communicate(timeout=300)
             assert process.returncode == 0, err
@@ -535,6 +543,7 @@ def test_an_optimizer_has_every_trained_parameter_once(recipe, optimizer):
 # --- options
 
 
+@pytest.mark.figures
 def test_find_lr_suggests_plots_and_starts_no_run(train, tmp_path, capsys):
     assert train(tmp_path / "run", "--find_lr") == 0
     shown = capsys.readouterr().out
@@ -587,6 +596,7 @@ def write_folder(root: Path, n: int = 12, size: tuple[int, int] = (40, 32)) -> N
                 Image.new("RGB", size, (level + i, level, level - i)).save(folder / f"{i:02}.png")
 
 
+@pytest.mark.figures
 def test_own_folders_of_any_size_and_number_of_classes(train, tmp_path):
     write_folder(tmp_path / "pictures")
     flags = ("--data_dir", tmp_path / "pictures", "--batch_size", "8", "--max_train_steps", "40")

@@ -9,13 +9,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forked_runs
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 from run_folders import Killed, curve, edit_config, final_weights, summary
+from two_processes import on_processes
 
 import train_cvae
 from data.images.drawn_digits import drawn_digits
@@ -61,7 +61,7 @@ class AlwaysOne:
 
 
 @pytest.fixture
-def train(fresh_accelerate, monkeypatch):
+def train(fresh_accelerate, blank_figures, monkeypatch):
     """Run the script in this process, with a judge that costs nothing: train(output_dir, *flags) -> exit code."""
     monkeypatch.setattr(train_cvae, "find_judge", lambda *args: AlwaysOne())
 
@@ -89,6 +89,7 @@ def few_digits():
 # --- one run
 
 
+@pytest.mark.figures
 @pytest.mark.smoke
 def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
     run = tmp_path / "run"
@@ -467,8 +468,7 @@ def drawn_digits_of_side(image_size: int):
 
 
 def train_tiny_judge(folder: Path) -> Path:
-    command = [
-        sys.executable,
+    forked_runs.run(
         "train_cifar.py",
         "demo",
         "--dataset",
@@ -488,9 +488,9 @@ def train_tiny_judge(folder: Path) -> Path:
         "--tracker",
         "none",
         "--output_dir",
-        str(folder),
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        folder,
+        check=True,
+    )
     return folder
 
 
@@ -502,42 +502,24 @@ def test_accumulation_trains_as_the_doubled_batch(train, tmp_path):
         torch.testing.assert_close(tensor, expected[name], atol=2e-3, rtol=0, msg=name)
 
 
-def evaluate_in_process(rank: int, n_processes: int, store: str, folder: Path) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(n_processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-        "OMP_NUM_THREADS": "1",
-    }
-    torch.set_num_threads(1)
-    if n_processes > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n_processes)
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == n_processes
+def evaluate_57(accelerator: Accelerator) -> tuple:
     torch.manual_seed(0)
     config = Config(recipe="test", image_size=16, latent_dim=4, width=16, eval_batch_size=10)
     model = build_model(config, 10)
     images, labels = drawn_digits(1, 57, 16)[2:4]
     targets = model.likelihood.targets(images, torch.Generator().manual_seed(0))
-    torch.save(evaluate(accelerator, model, targets, labels, config, 3), folder / f"{n_processes}-{rank}.pt")
-    if n_processes > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    return evaluate(accelerator, model, targets, labels, config, 3)
 
 
 @pytest.mark.slow
 def test_bounds_do_not_depend_on_the_number_of_processes(tmp_path):
-    for n in (1, 2, 3):
-        mp.spawn(evaluate_in_process, (n, str(tmp_path / f"store{n}"), tmp_path), nprocs=n)
-    expected, latents, kl_units = torch.load(tmp_path / "1-0.pt")
+    ((expected, latents, kl_units),) = on_processes(1, evaluate_57, tmp_path)
     assert expected["n_images"] == 57
-    for n, rank in ((2, 0), (2, 1), (3, 0), (3, 1), (3, 2)):
-        metrics, other_latents, other_kl = torch.load(tmp_path / f"{n}-{rank}.pt")
-        assert metrics == pytest.approx(expected, rel=1e-5)
-        torch.testing.assert_close(other_latents, latents)
-        torch.testing.assert_close(other_kl, kl_units)
+    for n in (2, 3):
+        for metrics, other_latents, other_kl in on_processes(n, evaluate_57, tmp_path):
+            assert metrics == pytest.approx(expected, rel=1e-5)
+            torch.testing.assert_close(other_latents, latents)
+            torch.testing.assert_close(other_kl, kl_units)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -552,6 +534,7 @@ def test_an_optimizer_has_every_trained_parameter_once(recipe):
 # --- options
 
 
+@pytest.mark.figures
 def test_find_lr_suggests_plots_and_starts_no_run(train, tmp_path, capsys):
     assert train(tmp_path / "run", "--find_lr") == 0
     shown = capsys.readouterr().out
@@ -620,6 +603,7 @@ def write_idx(root: Path, n: int = 40, labels=None, magic: int = 2051, cut: int 
     return root
 
 
+@pytest.mark.figures
 def test_own_idx_files(train, tmp_path):
     assert train(tmp_path / "run", "--data_dir", write_idx(tmp_path / "idx")) == 0
     assert summary(tmp_path / "run")["test/n_images"] == 40

@@ -12,8 +12,10 @@ import time
 import unicodedata
 from pathlib import Path
 
+import forked_runs
 import pytest
 import torch
+from forked_runs import ForkedProcesses
 from offline_runs import OfflineRun
 from run_folders import Killed, curve, edit_config, final_weights, summary
 from safetensors.torch import load_file
@@ -85,7 +87,7 @@ def files(tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture
-def train(fresh_accelerate, monkeypatch, files):
+def train(fresh_accelerate, blank_figures, monkeypatch, files):
     """Run the script in this process: train(output_dir, *flags) -> exit code."""
 
     def run(output_dir, *flags, data=files, model="transformer") -> int:
@@ -103,7 +105,13 @@ def train(fresh_accelerate, monkeypatch, files):
     return run
 
 
-def launch(output_dir, files, *flags, config="cpu", model="transformer", **popen):
+def fork(output_dir, files, *flags, model="transformer", **options) -> ForkedProcesses:
+    command = ("train_translation.py", "demo", *MODELS[model], *TINY, *files, "--output_dir", output_dir, *flags)
+    return forked_runs.start(*command, **options)
+
+
+def launch(output_dir, files, *flags, config: str, model="transformer") -> subprocess.Popen:
+    """As users do it."""
     command = [
         sys.executable,
         "-m",
@@ -123,7 +131,7 @@ def launch(output_dir, files, *flags, config="cpu", model="transformer", **popen
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -138,9 +146,9 @@ def error_lines(capsys) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, files, model) -> Path:
-    """A run by `accelerate launch`."""
+    """A run in a process of its own."""
     output_dir = tmp_path_factory.mktemp("finished") / "run"
-    process = launch(output_dir, files, model=model)
+    process = fork(output_dir, files, model=model, figures=True)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     (output_dir / "stdout.txt").write_text(out)
@@ -181,21 +189,8 @@ def test_the_sacrebleu_command_gives_the_same_scores(finished):
     values = summary(finished)
     folder = finished / "translations"
     for metric in ("bleu", "chrf"):
-        command = [
-            sys.executable,
-            "-m",
-            "sacrebleu",
-            str(folder / "test.ref.txt"),
-            "-i",
-            str(folder / "test.hyp.txt"),
-            "-m",
-            metric,
-            "-b",
-            "-w",
-            "10",
-        ]
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert float(out) == pytest.approx(values[f"test/{metric}"], abs=1e-9)
+        found = by_the_command(folder, "test", metric=metric)
+        assert found == pytest.approx(values[f"test/{metric}"], abs=1e-9)
     assert values["test/n_sentences"] == len((folder / "test.hyp.txt").read_text().splitlines())
 
 
@@ -373,7 +368,7 @@ def test_a_resume_from_the_other_kind_of_model_is_refused(train, finished, model
 def test_two_processes_accumulation_and_a_doubled_batch_train_alike(train, tmp_path, files, model, optimizer):
     """Also counts each test sentence once on two processes, and resumes on one what two have trained."""
     same = ("--dropout", "0", "--max_train_steps", "10", "--max_grad_norm", "0.5", "--optimizer", optimizer)
-    process = launch(tmp_path / "two", files, *same, "--max_tokens", "128", config="cpu_2proc", model=model)
+    process = fork(tmp_path / "two", files, *same, "--max_tokens", "128", config="cpu_2proc", model=model)
     accumulated = ("--max_tokens", "128", "--gradient_accumulation_steps", "2")
     assert train(tmp_path / "accumulated", *same, *accumulated, model=model) == 0
     assert train(tmp_path / "doubled", *same, "--max_tokens", "256", model=model) == 0
@@ -401,7 +396,8 @@ def test_two_processes_and_accumulation_draw_the_same_random_numbers(train, tmp_
     """Dropout, the order and the segmentation of the text, and which tokens an LSTM is fed."""
     model = "lstm" if "--teacher_forcing_ratio" in flags else "transformer"
     same = ("--dropout", "0.2", "--max_train_steps", "10", "--max_tokens", "128", *flags)
-    process = launch(tmp_path / "two", files, *same, config="cpu_2proc", model=model)
+    start = launch if model == "transformer" else fork
+    process = start(tmp_path / "two", files, *same, config="cpu_2proc", model=model)
     assert train(tmp_path / "accumulated", *same, "--gradient_accumulation_steps", "2", model=model) == 0
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -504,6 +500,7 @@ def test_the_demo_as_the_readme_launches_it_reaches_bleu_95(tmp_path):
 # --- options
 
 
+@pytest.mark.figures
 def test_find_lr_suggests_plots_and_starts_no_run(train, tmp_path, capsys):
     assert train(tmp_path / "run", "--find_lr", "--max_tokens", "512") == 0
     shown = capsys.readouterr().out
@@ -611,21 +608,10 @@ def test_a_run_of_old_is_evaluated_by_its_own_rule_of_length(train, tmp_path, mo
 
 def by_the_command(folder: Path, name: str, *flags: str, metric: str = "bleu") -> float:
     """What the `sacrebleu` command says of a run's translations."""
-    command = [
-        sys.executable,
-        "-m",
-        "sacrebleu",
-        str(folder / f"{name}.ref.txt"),
-        "-i",
-        str(folder / f"{name}.hyp.txt"),
-        "-m",
-        metric,
-        "-b",
-        "-w",
-        "10",
-        *flags,
-    ]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    files = (folder / f"{name}.ref.txt", "-i", folder / f"{name}.hyp.txt")
+    return float(
+        forked_runs.run("-m", "sacrebleu", *files, "-m", metric, "-b", "-w", "10", *flags, check=True).stdout
+    )
 
 
 def test_what_is_scored_is_what_lies_on_disk(train, tmp_path, files, capsys):
@@ -649,6 +635,7 @@ def test_what_is_scored_is_what_lies_on_disk(train, tmp_path, files, capsys):
     assert "30 test sentences, in lower case" in capsys.readouterr().out
 
 
+@pytest.mark.figures
 def test_chinese_is_scored_by_its_characters_and_keeps_its_pairs(train, tmp_path, capsys):
     """English has four times the characters; and `--languages` is forgotten."""
     numerals = "零一二三四五六七八九"
@@ -727,6 +714,7 @@ def test_bf16_trains_close_to_fp32(train, tmp_path, monkeypatch, model, optimize
     assert summary(tmp_path / "bf16")["test/nll"] != summary(tmp_path / "fp32")["test/nll"]
 
 
+@pytest.mark.figures
 def test_wandb_offline_run_read_back_from_disk(train, tmp_path, capsys):
     assert train(tmp_path / "run", "--tracker", "wandb", "--max_train_steps", "14", "--validate_every", "7") == 0
     assert "wandb sync" in capsys.readouterr().out

@@ -1,19 +1,20 @@
 """The whole script, end to end, on textured shapes: what a user relies on."""
 
+import functools
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import forked_runs
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 from PIL import Image
 from run_folders import Killed, curve, edit_config, final_weights, summary
+from two_processes import on_processes
 
 import train_unet
 from data.images.masked import MaskSplit, masks_from_trimaps
@@ -43,9 +44,11 @@ TINY = (
     "none",
 )
 
+COMPARISON = ("table", "curves", "predictions")
+
 
 @pytest.fixture
-def train(fresh_accelerate, monkeypatch):
+def train(fresh_accelerate, blank_figures, monkeypatch):
     """Run the script in this process: train(output_dir, *flags) -> exit code."""
 
     def run(output_dir, *flags, recipe="demo") -> int:
@@ -70,6 +73,7 @@ def few_shapes():
 
 
 def launch(output_dir, *flags, config: str) -> subprocess.Popen:
+    """As users do it."""
     command = [
         sys.executable,
         "-m",
@@ -94,6 +98,7 @@ def launch(output_dir, *flags, config: str) -> subprocess.Popen:
 # --- one run
 
 
+@pytest.mark.figures
 @pytest.mark.smoke
 def test_a_run_leaves_what_the_contract_says(train, tmp_path, capsys):
     run = tmp_path / "run"
@@ -211,9 +216,7 @@ def test_all_trains_the_variants_compares_them_and_resumes_after_a_kill(train, t
         row = next(line for line in shown.splitlines() if f" {name} " in line)
         assert f"{summary(tmp_path / 'whole' / name)['test/dice']:.4f}" in row
     assert (tmp_path / "whole" / "comparison.md").read_text() in shown
-    for name in ("table", "curves", "predictions"):
-        with Image.open(tmp_path / "whole" / "figures" / f"comparison_{name}.png") as picture:
-            assert min(picture.size) > 100
+    assert all((tmp_path / "whole" / "figures" / f"comparison_{n}.png").exists() for n in COMPARISON)
 
     genuine, calls = train_unet.train_update, 0
 
@@ -375,7 +378,8 @@ def test_two_processes_train_as_one_that_accumulates_with_dropout_and_augmentati
         "--max_train_steps",
         "4",
     )
-    process = launch(tmp_path / "two", *flags, config="cpu_2proc")
+    command = ("train_unet.py", "demo", *TINY, "--output_dir", tmp_path / "two", *flags)
+    process = forked_runs.start(*command, config="cpu_2proc")
     monkeypatch.setattr(train_unet, "textured_shapes", textured_shapes)  # the launched script's, whole
     assert train(tmp_path / "one", *flags, "--gradient_accumulation_steps", "2") == 0
     _, err = process.communicate(timeout=300)
@@ -394,43 +398,26 @@ def test_accumulation_trains_as_the_doubled_batch_where_norms_are_of_an_image(tr
         torch.testing.assert_close(tensor, expected[name], atol=5e-4, rtol=0, msg=name)
 
 
-def evaluate_in_process(rank: int, n_processes: int, store: str, folder: Path, batch_size: int) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(n_processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-        "OMP_NUM_THREADS": "1",
-    }
-    torch.set_num_threads(1)
-    if n_processes > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n_processes)
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == n_processes
+def evaluate_37(accelerator: Accelerator, batch_size: int) -> tuple:
     torch.manual_seed(0)
     config = Config(recipe="test", width=8, depth=2, eval_batch_size=batch_size, loss="bce+dice")
     model = build_model(config, 2)
     _, test = textured_shapes(1, 37, 24)
     split = MaskSplit(test.images, masks_from_trimaps(test.trimaps, "binary", "ignore"), test.names)
     mean, std = torch.full((3,), 127.5), torch.full((3,), 73.6)
-    result = evaluate(accelerator, model, split, ("background", "pet"), mean, std, config)
-    torch.save(result, folder / f"{n_processes}-{rank}-{batch_size}.pt")
-    if n_processes > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    return evaluate(accelerator, model, split, ("background", "pet"), mean, std, config)
 
 
 @pytest.mark.slow
 def test_scores_depend_neither_on_the_batch_size_nor_on_the_number_of_processes(tmp_path):
-    runs = [(1, 16), (1, 1), (2, 16), (3, 5)]
-    for n, size in runs:
-        mp.spawn(evaluate_in_process, (n, str(tmp_path / f"store{n}-{size}"), tmp_path, size), nprocs=n)
-    expected, masks, dice = torch.load(tmp_path / "1-0-16.pt")
+    ((expected, masks, dice),) = on_processes(1, functools.partial(evaluate_37, batch_size=16), tmp_path)
     assert expected["n_images"] == 37 and 0 < expected["dice"] < 1
-    for n, size in runs[1:]:
-        for rank in range(n):
-            metrics, other_masks, other_dice = torch.load(tmp_path / f"{n}-{rank}-{size}.pt")
+    for n, size in ((1, 1), (2, 16), (3, 5)):
+        folder = tmp_path / str(size)
+        folder.mkdir(exist_ok=True)
+        for metrics, other_masks, other_dice in on_processes(
+            n, functools.partial(evaluate_37, batch_size=size), folder
+        ):
             assert metrics == pytest.approx(expected, rel=1e-5)
             assert torch.equal(other_masks, masks) and torch.equal(other_dice, dice)
 
@@ -467,6 +454,7 @@ def test_an_optimizer_has_every_trained_parameter_once(recipe):
 # --- options
 
 
+@pytest.mark.figures
 def test_three_classes_and_odd_sizes(train, tmp_path):
     assert train(tmp_path / "run", "--classes", "trimap", "--image_size", "37") == 0
     values = summary(tmp_path / "run")
@@ -487,6 +475,7 @@ def test_what_the_border_counts_as_is_seen_in_the_scores(train, tmp_path):
     assert pixels["background"][0] == pixels["pet"][0] + pixels["ignore"][2] and pixels["ignore"][2] > 0
 
 
+@pytest.mark.figures
 def test_find_lr_suggests_plots_and_starts_no_run(train, tmp_path, capsys):
     assert train(tmp_path / "run", "--find_lr") == 0
     shown = capsys.readouterr().out
@@ -557,6 +546,7 @@ def write_pets(root: Path, n: int = 12) -> None:
         (root / "annotations" / f"{split}.txt").write_text("#Image CLASS-ID SPECIES BREED ID\n" + lines)
 
 
+@pytest.mark.figures
 def test_own_pictures_in_the_official_layout(train, tmp_path):
     write_pets(tmp_path / "pets")
     flags = ("--data_dir", tmp_path / "pets", "--batch_size", "4", "--max_train_steps", "40")
@@ -613,12 +603,16 @@ def test_own_masks_have_their_classes_and_pet_s_flags_are_refused(train, tmp_pat
     assert "--ignore_value is of own masks" in capsys.readouterr().err
 
 
+@pytest.mark.figures
 @pytest.mark.slow
 def test_the_comparison_speaks_of_the_own_classes(train, tmp_path, capsys):
     write_discs(tmp_path / "discs", (0, 255))
     (tmp_path / "discs" / "classes.txt").write_text("ground\ndisc\n")
     flags = ("--data_dir", tmp_path / "discs", "--max_train_steps", "2", "--epochs", "2")
     assert train(tmp_path / "all", *flags, recipe="all") == 0
+    for name in COMPARISON:
+        with Image.open(tmp_path / "all" / "figures" / f"comparison_{name}.png") as picture:
+            assert min(picture.size) > 100
     text = (tmp_path / "all" / "comparison.md").read_text()
     assert "The classes are ground, disc; Dice and IoU are of disc." in text and "pet" not in text
 

@@ -2,8 +2,8 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from accelerate import Accelerator
+from two_processes import on_processes
 
 from models.batch_norm import ProcessBatchNorm2d, synchronize_batch_norm
 
@@ -34,17 +34,13 @@ def pass_of(model: torch.nn.Module, batch: torch.Tensor) -> dict[str, torch.Tens
     }
 
 
-def of_a_process(rank: int, store: str, folder) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    mine = images()[:3] if rank == 0 else images()[3:]  # three and four of the seven
-    torch.save(pass_of(synchronize_batch_norm(net(), torch.device("cpu")), mine), folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+def of_a_process(accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    mine = images()[:3] if accelerator.process_index == 0 else images()[3:]  # three and four of the seven
+    return pass_of(synchronize_batch_norm(net(), torch.device("cpu")), mine)
 
 
 def test_two_processes_normalise_as_one_on_the_whole_batch(tmp_path):
-    mp.spawn(of_a_process, (str(tmp_path / "store"), tmp_path), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = on_processes(2, of_a_process, tmp_path)
     whole = pass_of(net(), images())
     for name in ("output", "input_grad"):
         torch.testing.assert_close(torch.cat([first[name], second[name]]), whole[name], atol=1e-4, rtol=1e-4)

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
+import forked_runs
 import pytest
 
 import train_translation
@@ -16,7 +17,6 @@ from data.text.parallel_files import read_parallel_files
 from tools import analyse_corpus
 from tools.analyse_corpus import Config, corpus_name, main, report, track
 
-ROOT = Path(analyse_corpus.__file__).resolve().parents[1]
 FIGURES = ["lengths", "occurrences", "too_long", "unknown", "zipf"]
 
 
@@ -41,8 +41,8 @@ def corpus(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def written(corpus, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     output_dir = tmp_path_factory.mktemp("report")
-    command = [sys.executable, "-m", "tools.analyse_corpus", "--train_files", *corpus, "--output_dir", output_dir]
-    return output_dir, subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = ("-m", "tools.analyse_corpus", "--train_files", *corpus, "--output_dir", output_dir)
+    return output_dir, forked_runs.run(*command, figures=True)
 
 
 def test_the_report_is_printed_and_written_with_numbers_and_figures(written):

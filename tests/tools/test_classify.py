@@ -1,10 +1,9 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forked_runs
 import pytest
 import torch
 from PIL import Image
@@ -15,15 +14,12 @@ from training.errors import UsageError
 
 pytestmark = pytest.mark.training
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """The folder of a short run on drawn shapes."""
     output_dir = tmp_path_factory.mktemp("classify") / "run"
-    command = [
-        sys.executable,
+    forked_runs.run(
         "train_cifar.py",
         "demo",
         "--model",
@@ -39,9 +35,9 @@ def run(tmp_path_factory) -> Path:
         "--views",
         "six",
         "--output_dir",
-        str(output_dir),
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        output_dir,
+        check=True,
+    )
     return output_dir
 
 
@@ -69,8 +65,8 @@ def test_files_get_the_labels_of_their_pictures(run, tmp_path):
     ]
     torch.testing.assert_close(torch.tensor([[share for _, share in c] for c in found]), expected.values)
 
-    command = [sys.executable, "-m", "tools.classify", str(run), *map(str, paths[:2]), "--views", "one"]
-    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    done = forked_runs.run("-m", "tools.classify", run, *paths[:2], "--views", "one", check=True)
+    lines = done.stdout.splitlines()
     assert lines == [f"{path}\t{c[0][0]}\t{c[0][1]:.4f}" for path, c in zip(paths, found[:2], strict=False)]
 
 
@@ -79,12 +75,11 @@ def test_what_cannot_be_read_is_one_line_and_exit_code_2(run, tmp_path):
     Image.new("RGB", (32, 32)).save(buffer, "PNG")
     (tmp_path / "cut.png").write_bytes(buffer.getvalue()[:50])
     for arguments, named in (
-        ([str(run), str(tmp_path / "cut.png")], "cut.png"),
-        ([str(run), str(tmp_path / "absent.png")], "absent.png"),
-        ([str(tmp_path), "x.png"], str(tmp_path)),
+        ([run, tmp_path / "cut.png"], "cut.png"),
+        ([run, tmp_path / "absent.png"], "absent.png"),
+        ([tmp_path, "x.png"], str(tmp_path)),
     ):
-        command = [sys.executable, "-m", "tools.classify", *arguments]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = forked_runs.run("-m", "tools.classify", *arguments)
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert line.startswith("error:") and named in line

@@ -1,7 +1,6 @@
-import subprocess
-import sys
 from pathlib import Path
 
+import forked_runs
 import pytest
 import torch
 from PIL import Image
@@ -12,15 +11,12 @@ from training.errors import UsageError
 
 pytestmark = pytest.mark.training
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """The folder of a short run on drawn digits."""
     folder = tmp_path_factory.mktemp("sample")
     classifier = [
-        sys.executable,
         "train_cifar.py",
         "demo",
         "--dataset",
@@ -40,10 +36,9 @@ def run(tmp_path_factory) -> Path:
         "--tracker",
         "none",
         "--output_dir",
-        str(folder / "judge"),
+        folder / "judge",
     ]
     command = [
-        sys.executable,
         "train_cvae.py",
         "demo",
         "--tracker",
@@ -51,7 +46,7 @@ def run(tmp_path_factory) -> Path:
         "--max_train_steps",
         "5",
         "--judge",
-        str(folder / "judge"),
+        folder / "judge",
         "--iw_samples",
         "0",
         "--evaluate_every",
@@ -60,10 +55,10 @@ def run(tmp_path_factory) -> Path:
         "7",
         "2",
         "--output_dir",
-        str(folder / "run"),
+        folder / "run",
     ]
     for line in (classifier, command):
-        subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
+        forked_runs.run(*line, check=True)
     return folder / "run"
 
 

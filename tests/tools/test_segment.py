@@ -1,10 +1,9 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forked_runs
 import numpy as np
 import pytest
 import torch
@@ -21,12 +20,9 @@ from training.errors import UsageError
 
 pytestmark = pytest.mark.training
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def train(output_dir: Path, script: str, *flags: str) -> Path:
-    command = [sys.executable, script, "demo", "--tracker", "none", "--output_dir", str(output_dir), *flags]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    forked_runs.run(script, "demo", "--tracker", "none", "--output_dir", output_dir, *flags, check=True)
     return output_dir
 
 
@@ -100,8 +96,8 @@ def test_masks_and_overlays_have_the_size_of_their_picture(run, tmp_path):
     for name, size in sizes.items():
         picture.resize(size).save(tmp_path / f"{name}.png")
     files = [str(tmp_path / f"{name}.png") for name in sizes]
-    command = [sys.executable, "-m", "tools.segment", str(run), *files, "--output_dir", str(tmp_path / "out")]
-    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    done = forked_runs.run("-m", "tools.segment", run, *files, "--output_dir", tmp_path / "out", check=True)
+    lines = done.stdout.splitlines()
     assert [line.split("\t")[0] for line in lines] == files
     for (name, size), line in zip(sizes.items(), lines, strict=True):
         with Image.open(tmp_path / "out" / f"{name}_mask.png") as mask:

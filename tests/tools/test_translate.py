@@ -1,9 +1,8 @@
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forked_runs
 import pytest
 
 from tests.run_folders import edit_config
@@ -11,8 +10,6 @@ from tools.translate import Translator
 from training.errors import UsageError
 
 pytestmark = pytest.mark.training
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 MODELS = {
@@ -48,8 +45,7 @@ MODELS = {
 def train(folder: Path, lines: list[str], *flags: str) -> Path:
     """A small run that learns to copy."""
     (folder / "digits").write_text("".join(f"{line}\n" for line in lines))
-    command = [
-        sys.executable,
+    forked_runs.run(
         "train_translation.py",
         "demo",
         "--train_files",
@@ -68,8 +64,8 @@ def train(folder: Path, lines: list[str], *flags: str) -> Path:
         "--eval_batch_size",
         "7",
         *flags,
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        check=True,
+    )
     return folder / "run"
 
 
@@ -115,16 +111,14 @@ def test_samples_follow_their_seed(finished):
 
 def test_the_command_reads_stdin_or_arguments(finished):
     def run(*flags, stdin=""):
-        return subprocess.run(
-            [sys.executable, "-m", "tools.translate", *flags], cwd=ROOT, input=stdin, capture_output=True, text=True
-        )
+        return forked_runs.run("-m", "tools.translate", *flags, stdin=stdin)
 
-    piped = run(str(finished), stdin="1 2 3\n\n44 5\n")
-    given = run(str(finished), "1 2 3", "44 5", "--beam_size", "3")
+    piped = run(finished, stdin="1 2 3\n\n44 5\n")
+    given = run(finished, "1 2 3", "44 5", "--beam_size", "3")
     assert piped.returncode == given.returncode == 0, piped.stderr
     lines = piped.stdout.split("\n")
     assert len(lines) == 4 and lines[1] == "" and [lines[0], lines[2]] == given.stdout.splitlines()
-    absent = run(str(finished.parent / "nothing"), "1 2 3")
+    absent = run(finished.parent / "nothing", "1 2 3")
     assert absent.returncode == 2 and absent.stderr.startswith("error:") and absent.stderr.count("\n") == 1
 
 

@@ -1,7 +1,7 @@
 import subprocess
-import sys
 from pathlib import Path
 
+import forked_runs
 import pytest
 import torch
 
@@ -16,7 +16,6 @@ from training.judge import Judge, label_hits, train_judge
 
 pytestmark = pytest.mark.training
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 NAMES = tuple("0123456789")
 
@@ -25,8 +24,7 @@ NAMES = tuple("0123456789")
 def run(tmp_path_factory) -> Path:
     """The folder of a short run on drawn digits."""
     folder = tmp_path_factory.mktemp("judge") / "run"
-    command = [
-        sys.executable,
+    forked_runs.run(
         "train_cifar.py",
         "demo",
         "--dataset",
@@ -46,9 +44,9 @@ def run(tmp_path_factory) -> Path:
         "--tracker",
         "none",
         "--output_dir",
-        str(folder),
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        folder,
+        check=True,
+    )
     return folder
 
 

@@ -1,11 +1,9 @@
 import math
-import os
 import random
-import subprocess
-import sys
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
+import forked_runs
 import numpy as np
 import pytest
 import torch
@@ -204,13 +202,6 @@ accelerator.end_training()
 def test_two_processes_under_ddp(tmp_path: Path):
     script = tmp_path / "two_processes.py"
     script.write_text(TWO_PROCESS_SCRIPT)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    done = subprocess.run(
-        [*launch, "--config_file", REPOSITORY / "accelerate_configs" / "cpu_2proc.yaml", script],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = forked_runs.run(script, config="cpu_2proc", environment={"PYTHONPATH": str(REPOSITORY)})
     assert done.returncode == 0, done.stderr
     assert "both ranks alike" in done.stdout
