@@ -1,18 +1,15 @@
 """Batch norm over the images of all processes, so that several of them train as one would on the whole batch."""
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
-
-M = TypeVar("M", bound=nn.Module)
 
 
 class ProcessBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d with statistics over all processes: (B, C, H, W) -> (B, C, H, W).
 
-    For CPUs, where torch's SyncBatchNorm does not run. Processes may hold different numbers of images.
+    Torch's SyncBatchNorm does not run on a CPU, and on a GPU it has the host wait in each layer. Processes may hold
+    different numbers of images.
     """
 
     # nn.BatchNorm2d can do without these, this class cannot.
@@ -40,10 +37,8 @@ class ProcessBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-def synchronize_batch_norm(model: M, device: torch.device) -> M:
+def synchronize_batch_norm(model: nn.Module) -> None:
     """Make every BatchNorm2d below `model` share its statistics among the processes; tensors and names stay."""
-    if device.type != "cpu":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.BatchNorm2d:
@@ -52,4 +47,3 @@ def synchronize_batch_norm(model: M, device: torch.device) -> M:
                 shared.weight.requires_grad_(child.weight.requires_grad)
                 shared.bias.requires_grad_(child.bias.requires_grad)
                 setattr(parent, name, shared)
-    return model

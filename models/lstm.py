@@ -5,7 +5,7 @@ of what goes into the output projection, V words. Token ids are int64. A source 
 padding, and ends in EOS: a row of nothing but padding would make every attention weight NaN.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,7 +96,7 @@ class DecoderState:
 
     source_mask: Tensor  # (B, S)
     memory: Tensor  # (B, S, H)
-    weights: list[Weights]  # of the decoder's layers, the same at each position
+    weights: Sequence[Weights]  # of the decoder's layers, the same at each position
     layers: list[tuple[Tensor, Tensor]]  # per layer, hidden and cell state (1, N, H)
     fed: Tensor | None  # (N, 1, H), the last attentional vector, with input feeding
 
@@ -219,7 +219,7 @@ class Seq2SeqLSTM(nn.Module):
             layers.append((self.initial_hidden[i](hidden)[None], self.initial_cell[i](cell)[None]))
         memory = self.memory_projection(x)
         fed = torch.zeros_like(memory[:, :1]) if self.input_feeding else None
-        weights = [kernel_weights(layer.all_weights[0]) for layer in self.decoder_layers]
+        weights = [kernel_weights(tuple(layer.parameters())) for layer in self.decoder_layers]
         return DecoderState(~padding, memory, weights, layers, fed)
 
     def decode(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:

@@ -39,7 +39,7 @@ def prepare_training(
     _check_sharding(accelerator, config)
     ema = EMA(model, config.ema_decay) if config.ema_decay > 0 else None  # while the model is whole
     if accelerator.num_processes > 1:
-        model = synchronize_batch_norm(model, accelerator.device)
+        synchronize_batch_norm(model)
     optimizer = build_optimizer(model, config, accelerator.mixed_precision)  # of the final parameters
     if config.compile:
         compile_model(model, accelerator.device, dynamic=compile_dynamic)
