@@ -48,6 +48,7 @@ from training.checkpoints import load_weights
 from training.cli import PathFlag, refuse_options_of_other_models, run_script
 from training.errors import UsageError
 from training.evaluation import row_of_each_example
+from training.gradients import clip_gradients
 from training.loop import Loop
 from training.lr_finder import find_lr
 from training.metrics import better_by, prefixed
@@ -125,7 +126,7 @@ MAY_CHANGE = flag_names(
     """
     epochs max_train_steps lr pct_start anneal momentum weight_decay bias_lr_factor head_lr_factor max_grad_norm
     ema_decay ema_narrows evaluate_every patience views eval_batch_size data_dir checkpointing_steps
-    checkpoints_total_limit log_every compile
+    checkpoints_total_limit log_every compile deterministic
     """
 )
 
@@ -319,8 +320,7 @@ def train_update(
             # the accumulation steps, so the sum is scaled up by both.
             accelerator.backward(terms["loss"] * (n_parts / len(ids)))
             if accelerator.sync_gradients:
-                max_norm = config.max_grad_norm or math.inf  # inf: only measure
-                gradient_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+                gradient_norm = clip_gradients(accelerator, model, config.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
         add_to(sums, terms)

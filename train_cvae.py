@@ -55,6 +55,7 @@ from training.cli import PathFlag, run_script
 from training.errors import UsageError
 from training.evaluation import row_of_each_example
 from training.finished_run import open_run
+from training.gradients import clip_gradients
 from training.judge import Judge, label_hits, train_judge
 from training.latent_probe import active_units, probe_accuracy
 from training.loop import Loop
@@ -150,7 +151,7 @@ MAY_CHANGE = flag_names(
     """
     epochs max_train_steps lr pct_start weight_decay max_grad_norm ema_decay evaluate_every patience
     eval_batch_size iw_samples judge judge_epochs picture_temperature data_dir checkpointing_steps
-    checkpoints_total_limit log_every compile
+    checkpoints_total_limit log_every compile deterministic
     """
 )
 
@@ -365,8 +366,7 @@ def train_update(
             scale = n_parts / len(ids) / n_values
             accelerator.backward((terms["loss"] + terms["label_loss"]) * scale)
             if accelerator.sync_gradients:
-                max_norm = config.max_grad_norm or math.inf  # inf: only measure
-                gradient_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+                gradient_norm = clip_gradients(accelerator, model, config.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
         add_to(sums, terms)

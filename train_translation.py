@@ -12,7 +12,6 @@ Every run ends with sacreBLEU and chrF of beam search on detokenised, cased text
 leaves its translations beside the references, so that the `sacrebleu` command gives the same score.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,6 +41,7 @@ from training.bleu_tokenizer import BleuTokenizer, choose_bleu_tokenizer
 from training.checkpoints import load_weights
 from training.cli import PathFlag, refuse_options_of_other_models, run_script
 from training.errors import UsageError
+from training.gradients import clip_gradients
 from training.loop import Loop
 from training.lr_finder import find_lr
 from training.metrics import prefixed
@@ -166,7 +166,7 @@ MAY_CHANGE = flag_names(
     epochs max_train_steps lr pct_start beta2 weight_decay max_grad_norm ema_decay patience validate_every
     beam_size length_penalty tune_length_penalty length_normalization test_sentences final_test eval_max_len
     eval_batch_size eval_max_tokens data_dir extra_test_files checkpointing_steps checkpoints_total_limit log_every
-    compile
+    compile deterministic
     """
 )
 
@@ -417,8 +417,7 @@ def train_update(
             # divides by the accumulation steps, so the sum is scaled up by both.
             accelerator.backward(terms["loss"] * (n_parts / batch.target_tokens))
             if accelerator.sync_gradients:
-                max_norm = config.max_grad_norm or math.inf  # inf: only measure
-                gradient_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+                gradient_norm = clip_gradients(accelerator, model, config.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
         add_to(sums, terms)

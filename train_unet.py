@@ -59,6 +59,7 @@ from training.checkpoints import load_weights
 from training.cli import PathFlag, run_script
 from training.errors import UsageError
 from training.evaluation import row_of_each_example
+from training.gradients import clip_gradients
 from training.loop import Loop
 from training.lr_finder import find_lr
 from training.metrics import better_by, prefixed
@@ -149,7 +150,7 @@ MAY_CHANGE = flag_names(
     """
     epochs max_train_steps half_size_share lr pct_start bias_lr_factor weight_decay max_grad_norm ema_decay
     evaluate_every patience views eval_batch_size data_dir checkpointing_steps checkpoints_total_limit log_every
-    compile
+    compile deterministic
     """
 )
 
@@ -335,8 +336,7 @@ def train_update(
             # the accumulation steps, so the sum is scaled up by both.
             accelerator.backward(terms["loss"] * (n_parts / len(ids)))
             if accelerator.sync_gradients:
-                max_norm = config.max_grad_norm or math.inf  # inf: only measure
-                gradient_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+                gradient_norm = clip_gradients(accelerator, model, config.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
         add_to(sums, terms)
@@ -448,7 +448,7 @@ def train_variants(config: Config) -> Accelerator:
     if config.resume not in ("", "latest"):
         raise UsageError(f"--resume {config.resume} is of one run: all takes --resume latest, or name a variant")
     output_dir = Path(config.output_dir or "runs/unet/all")
-    accelerator = open_accelerator(config.gradient_accumulation_steps)
+    accelerator = open_accelerator(config.gradient_accumulation_steps, config.deterministic)
     own_folder(accelerator, output_dir)
     folders = {name: output_dir / name for name in VARIANTS}
     for name, variant in VARIANTS.items():

@@ -227,7 +227,7 @@ def test_an_update_goes_through_the_same_steps_in_all_scripts(script):
         "with accelerator.accumulate(model):",
         "accelerator.backward(",
         "if accelerator.sync_gradients:",
-        "accelerator.clip_grad_norm_(model.parameters(), ",
+        "clip_gradients(accelerator, model, config.max_grad_norm)",
         "optimizer.step()",
         "optimizer.zero_grad()",
         "add_to(sums, terms)",

@@ -23,11 +23,13 @@ from tqdm import tqdm
 from tyro.conf import Suppress
 
 from data.seeding import Stream, seed_global_generators
+from training.backends import prepare_determinism, set_backends
 from training.checkpoints import set_aside_after
 from training.cli import PathFlag
 from training.cpu_memory import keep_freed_memory
 from training.errors import UsageError
 from training.home_folder import spare_a_read_only_home
+from training.launch import accelerator_handlers, keep_losses_in_fp32, missing_package, not_as_asked, started_alone
 from training.processes import on_main_process
 from training.ranges import Count
 from training.redaction import redacted
@@ -62,6 +64,7 @@ class RunConfig:
     log_every: Count = 20  # updates between log lines
     find_lr: bool = False  # run a learning-rate range test, suggest a rate and end
     compile: bool = False  # torch.compile the model
+    deterministic: bool = False  # on a GPU take algorithms that repeat their numbers, slower; a CPU's always do
     profile: bool = False  # profile a few updates: table and trace in <output_dir>/profile
     tracker: TrackerName = "wandb"  # where metrics go besides metrics.jsonl
 
@@ -73,30 +76,37 @@ def begin_run(config: Any) -> Accelerator:
     where the folder is not to be had.
     """
     require_tracker(config.tracker)
-    accelerator = open_accelerator(config.gradient_accumulation_steps)
+    accelerator = open_accelerator(config.gradient_accumulation_steps, config.deterministic)
     own_folder(accelerator, config.output_dir)
     _forget_earlier_peak(accelerator.device)
     seed_global_generators(Stream.INITIAL_WEIGHTS, config.seed)
     return accelerator
 
 
-def open_accelerator(gradient_accumulation_steps: int = 1) -> Accelerator:
+def open_accelerator(gradient_accumulation_steps: int = 1, deterministic: bool = False) -> Accelerator:
     """The Accelerator as the launch and its YAML ask for it: precision, device and processes are theirs.
 
     A script that does several runs opens one for each; the processes stay joined until `close_accelerator`.
+    `deterministic` as in training/backends.py.
 
-    Raises UsageError where several processes were launched that do not know of each other.
+    Raises UsageError where the launch does not get what it asks for: processes that do not know of each other, a
+    model that is not sharded, a package that is missing.
     """
     spare_a_read_only_home()
     opened_before = PartialState._shared_state != {}
     cpu = not torch.accelerator.is_available()  # without this flag, two CPU processes would not join up
-    accelerator = Accelerator(cpu=cpu, gradient_accumulation_steps=gradient_accumulation_steps)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched > 1 and accelerator.num_processes == 1:
-        raise UsageError(
-            f"{launched} processes were launched but each believes to be alone and would overwrite the other: "
-            "launch with --config_file accelerate_configs/cpu_2proc.yaml or another multi-process YAML"
-        )
+    missing = missing_package()
+    if missing:
+        raise UsageError(missing)
+    prepare_determinism(deterministic)
+    accelerator = Accelerator(
+        cpu=cpu, gradient_accumulation_steps=gradient_accumulation_steps, kwargs_handlers=accelerator_handlers()
+    )
+    problem = not_as_asked(accelerator)
+    if problem:
+        raise UsageError(problem)
+    set_backends(accelerator.device, deterministic)
+    keep_losses_in_fp32(accelerator)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     if accelerator.gradient_accumulation_steps != gradient_accumulation_steps:
@@ -137,6 +147,11 @@ def close_accelerator(accelerator: Accelerator) -> None:
 
 def _launch_warnings(accelerator: Accelerator) -> list[str]:
     warnings = []
+    if started_alone(accelerator):
+        warnings.append(
+            "the launch asks for several processes, but `accelerate launch` started one, as it does for MULTI_CPU "
+            "and with --cpu: launch with --config_file accelerate_configs/cpu_2proc.yaml"
+        )
     if accelerator.device.type == "cpu":
         threads, cores = torch.get_num_threads(), psutil.cpu_count(logical=False) or 1
         if hasattr(os, "sched_getaffinity"):  # not on macOS

@@ -89,7 +89,7 @@ def test_a_signal_asks_the_loop_to_stop_and_gives_the_exit_code(fresh_accelerate
 
 
 def test_a_second_signal_does_not_wait(fresh_accelerate, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.signals.SAME", 0.0)
+    monkeypatch.setattr("training.signals.RESENT", 0.0)
     open_run(tmp_path / "run")
     signal.raise_signal(signal.SIGTERM)
     with pytest.raises(SystemExit):
@@ -183,6 +183,7 @@ def test_each_run_of_a_process_has_a_peak_of_memory_of_its_own(fresh_accelerate,
     @dataclass(frozen=True)
     class Settings(Config):
         gradient_accumulation_steps: int = 1
+        deterministic: bool = False
         seed: int = 0
 
     accelerator = begin_run(Settings(str(tmp_path / "first")))

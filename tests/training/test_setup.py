@@ -10,6 +10,7 @@ from two_processes import on_processes
 from models.batch_norm import ProcessBatchNorm2d
 from training.checkpoints import save_checkpoint
 from training.errors import UsageError
+from training.run import open_accelerator
 from training.setup import is_sharded, prepare_training, weights_to_evaluate
 
 
@@ -154,17 +155,22 @@ def test_only_the_transformer_with_its_average_is_sharded(fresh_accelerate, monk
             prepare_training(accelerator, net(), build_optimizer, config, None)
 
 
-def of_two(accelerator: Accelerator) -> tuple:
-    """Batch norm of the average and of the trained model; running means and weights after an update."""
+def of_two(opened: Accelerator) -> tuple:
+    """Batch norm of the average and of the trained model; what DDP copies; all that is held after three updates."""
+    accelerator = open_accelerator()
     model, optimizer, ema, _ = prepare_training(accelerator, net(), build_optimizer, Config(ema_decay=0.9), None)
-    update(accelerator, model, optimizer, seed=accelerator.process_index)
+    for i in range(3):
+        update(accelerator, model, optimizer, seed=2 * i + accelerator.process_index)
     bare = accelerator.unwrap_model(model)
     kinds = type(ema.module[1]).__name__, type(bare[1]).__name__
-    return kinds, bare[1].running_mean, bare[0].weight.detach()
+    return kinds, (model.broadcast_buffers, model.gradient_as_bucket_view), bare.state_dict()
 
 
-def test_on_two_processes_batch_norm_is_of_both_and_the_optimizer_has_the_final_parameters(tmp_path):
-    (kinds, means, weight), (_, others_means, others_weight) = on_processes(2, of_two, tmp_path)
+def test_on_two_processes_batch_norm_is_of_both_and_keeps_weights_and_buffers_equal_without_copies(tmp_path):
+    (kinds, copies, held), (_, _, others) = on_processes(2, of_two, tmp_path)
     assert kinds == ("BatchNorm2d", ProcessBatchNorm2d.__name__)  # the average is of the plain model
-    assert torch.equal(means, others_means) and torch.equal(weight, others_weight)
-    assert not torch.equal(weight, net()[0].weight)
+    assert copies == (False, True)
+    assert {"1.running_mean", "1.running_var", "1.num_batches_tracked"} <= held.keys()
+    for name, value in held.items():
+        assert torch.equal(value, others[name]), name
+    assert not torch.equal(held["0.weight"], net()[0].weight) and held["1.num_batches_tracked"] == 3

@@ -1,0 +1,54 @@
+import pytest
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+
+from training.errors import UsageError
+from training.launch import LONGEST_WAIT, keep_losses_in_fp32
+from training.run import open_accelerator
+
+
+def test_processes_wait_for_hours_and_ddp_copies_neither_buffers_nor_gradients(fresh_accelerate):
+    accelerator = open_accelerator()
+    assert accelerator.init_handler.timeout == LONGEST_WAIT
+    assert not accelerator.ddp_handler.broadcast_buffers and accelerator.ddp_handler.gradient_as_bucket_view
+
+
+@pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_fsdp_sums_gradients_and_returns_losses_in_fp32(fresh_accelerate, monkeypatch, precision, dtype):
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    plugin = FullyShardedDataParallelPlugin()
+    plugin.set_mixed_precision(precision)  # as Accelerate does
+    assert plugin.mixed_precision_policy.output_dtype == dtype
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.fsdp_plugin = plugin
+    monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda self: precision))
+    keep_losses_in_fp32(accelerator)
+    assert plugin.mixed_precision_policy.output_dtype == dtype  # not of FSDP
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
+    keep_losses_in_fp32(accelerator)
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (dtype, torch.float32, torch.float32)
+
+
+def test_a_launch_that_would_shard_nothing_is_refused(fresh_accelerate, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="asks for FSDP, but on cpu nothing is sharded"):
+        open_accelerator()
+
+
+def test_deepspeed_that_is_not_installed_is_named(fresh_accelerate, monkeypatch):
+    monkeypatch.setattr("training.launch.is_deepspeed_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UsageError, match="pip install deepspeed"):
+        open_accelerator()
+
+
+def test_a_launch_of_several_that_started_one_says_so(fresh_accelerate, monkeypatch, capfd):
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    open_accelerator()
+    assert "started one" not in capfd.readouterr().err  # a shell may have the variable
+    fresh_accelerate()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    open_accelerator()
+    assert "`accelerate launch` started one" in capfd.readouterr().err
