@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -15,8 +15,9 @@ class EMA(Generic[M]):
 
     The decay grows with the number n of updates as (1 + n) / (10 + n) up to `decay`, so that the average does
     not drag the initial weights along in a short run; the first update copies. Unlike torch's `AveragedModel`
-    it counts on the host, so that no update waits for the device, and it stays whole and fp32 where the
-    model is sharded or kept in half precision. Make it before the model is prepared.
+    it counts on the host, so that no update waits for the device, and it stays fp32 where the model is kept in half
+    precision. Make it before the model is prepared. Of a model that is sharded, each process averages its shards:
+    `gather` makes `module` whole, before it is evaluated or saved.
 
     Where a rate falls to zero, an average with a long window lags behind the last weights. Given `updates_left`,
     the window of 1 / (1 - decay) updates is never longer than those, so that the average ends at these weights.
@@ -26,22 +27,37 @@ class EMA(Generic[M]):
         self.module = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         self.n_averaged = 0
+        self._shards: list[Tensor] | None = None  # of the parameters of `module`, where the model is sharded
+        self._is_whole = True
 
     @torch.no_grad()
     def update(self, model: nn.Module, updates_left: int | None = None) -> None:
         """Move towards the weights of `model`, the unwrapped one; `updates_left` are those after this."""
-        current = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+        current = list(model.parameters())
+        if self._shards is None and any(isinstance(p, DTensor) for p in current):
+            self._shards = [_shard_like(own, p) for own, p in zip(self.module.parameters(), current, strict=True)]
+        averages = self._shards or list(self.module.parameters())
+        self._is_whole = self._shards is None
         n = self.n_averaged
         weight = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0  # a step of 1.0 copies exactly
         if updates_left is not None:
             weight = max(weight, 1 / (updates_left + 1))
-        torch._foreach_lerp_(list(self.module.parameters()), [p.float() for p in current], weight)
+        torch._foreach_lerp_([_local(a) for a in averages], [_local(p).float() for p in current], weight)
         for averaged, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
             if averaged.is_floating_point():  # running statistics of norms
                 averaged.lerp_(buffer.to(averaged.dtype), weight)
             else:
                 averaged.copy_(buffer)
         self.n_averaged += 1
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Make `module` whole from what the processes averaged. All call."""
+        if self._shards is None or self._is_whole:
+            return
+        for own, shard in zip(self.module.parameters(), self._shards, strict=True):
+            own.copy_(shard.full_tensor() if isinstance(shard, DTensor) else shard)
+        self._is_whole = True
 
     def state_dict(self) -> dict[str, Tensor]:
         return {**self.module.state_dict(), "n_averaged": torch.tensor(self.n_averaged)}
@@ -50,3 +66,18 @@ class EMA(Generic[M]):
         state = dict(state)
         self.n_averaged = int(state.pop("n_averaged"))
         self.module.load_state_dict(state)
+        self._shards = None
+        self._is_whole = True
+
+
+def _shard_like(whole: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of `whole`, of which this process holds what it holds of `parameter`."""
+    if not isinstance(parameter, DTensor):
+        return whole.clone()
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(whole.detach().clone(), mesh, placements, src_data_rank=None)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this process holds of it, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -34,6 +34,8 @@ from training.profiling import profiler
 from training.resuming import begin_next_epoch, epochs_done
 from training.run import Run
 
+AGREE_EVERY = 20  # updates after which processes on GPUs tell each other of signals, where no log line comes first
+
 
 class Loop:
     """Iterate over the updates that are left; in the last round there is none, and None comes instead.
@@ -221,7 +223,7 @@ class Loop:
         self._validation_is_due = self.validates and ends_period and self.step != self.state["validated_at"]
         self._checkpoint_is_due = self.last or self._ends_checkpoint_period(updated, ends_period)
         self._logs = self.last or (updated and self._is_multiple(self.config.log_every))
-        self._signalled = self.run.stop_requested(agree=self._logs)
+        self._signalled = self.run.stop_requested(agree=self._logs or self.step % AGREE_EVERY == 0)
         if self._logs or self._signalled or self._validation_is_due or self._checkpoint_is_due:
             self.window.raise_if_diverged(self.step, self._gradient_norm, self.last_checkpoint)
 
@@ -268,6 +270,8 @@ class Loop:
             due = self._checkpoint_is_due or self._signalled
         if due:
             self.window.stop()
+            if self.ema:
+                self.ema.gather()
         else:
             self.window.start()
         return due

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 SAME = 0.5  # seconds within which a second signal is the same: `timeout` sends it to a process and to its group
+RESENT = 3.0  # the same of SIGTERM: Slurm sends it to all of a job and srun hands it on, as elastic launchers do
 PATIENCE = 3.0  # seconds after which the thread says what is waited for, or ends what has nothing to save
 _ROOT = Path(__file__).resolve().parent.parent
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -85,7 +86,7 @@ class StopSignals:
             self._first_at, self.number = time.monotonic(), self.number or number
             if not self.deferred:
                 sys.exit(128 + number)
-        elif time.monotonic() - self._first_at > SAME:  # asked twice: do not wait for the checkpoint
+        elif _asks_again(number, time.monotonic() - self._first_at):  # do not wait for the checkpoint
             sys.exit(128 + number)
 
     def _watch(self, reading: int, launcher: int | None) -> None:
@@ -104,7 +105,7 @@ class StopSignals:
                         launcher = None  # it went with the terminal
                     elif number in _STOPS and first is None:
                         first, first_at = number, now
-                    elif number in _STOPS and now - first_at > SAME:
+                    elif number in _STOPS and _asks_again(number, now - first_at):
                         os._exit(128 + number)
             elif launcher is not None and os.getppid() != launcher and first is None and self.number is None:
                 launcher = None
@@ -122,6 +123,11 @@ class StopSignals:
 
 def _asks_to_end(number: int) -> bool:
     return number != signal.SIGHUP or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _asks_again(number: int, seconds: float) -> bool:
+    """Whether a signal so long after the first one is another, and not that one sent twice."""
+    return seconds > (RESENT if number == signal.SIGTERM else SAME)
 
 
 def _launcher() -> int | None:

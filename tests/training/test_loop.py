@@ -314,6 +314,18 @@ def test_a_signal_saves_and_ends_at_the_update_it_comes_in(train, tmp_path, at):
     assert curve(tmp_path / "run") == curve(tmp_path / "whole")
 
 
+def test_processes_agree_on_a_signal_at_each_log_line_and_each_twentieth_update(train, tmp_path, monkeypatch):
+    agreed = []
+
+    def noted(run, agree: bool) -> bool:
+        agreed.append(agree)
+        return False
+
+    monkeypatch.setattr("training.run.Run.stop_requested", noted)
+    train(tmp_path, epochs=9, log_every=15)
+    assert [i for i, agree in enumerate(agreed, 1) if agree] == [15, 20, 30, 40, 45]
+
+
 @pytest.mark.parametrize("at", [5, 10])
 def test_a_validation_that_is_due_at_a_signal_waits_for_the_resume(train, tmp_path, at):
     first = Trial(signal_at=at)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DEAF = """
 import hashlib, os, signal, sys
 from training import signals
-signals.PATIENCE = 0.5
+signals.PATIENCE = signals.RESENT = 0.5
 with signals.stop_signals.watched():
     if sys.argv[1] == "trains":
         signals.stop_signals.defer()
@@ -144,16 +144,32 @@ def test_a_signal_sent_to_the_process_and_to_its_group_is_one(fresh_accelerate, 
     stop_signals.defer()
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGTERM)  # as `timeout` does
-    monkeypatch.setattr(signals, "SAME", 0.0)
+    monkeypatch.setattr(signals, "RESENT", 0.0)
     with pytest.raises(SystemExit) as end:
         signal.raise_signal(signal.SIGTERM)
     assert end.value.code == 143
 
 
 def test_the_own_signal_is_no_second_one_where_another_process_has_told_of_its_own(fresh_accelerate, monkeypatch):
-    monkeypatch.setattr(signals, "SAME", 0.0)
+    monkeypatch.setattr(signals, "RESENT", 0.0)
     stop_signals.defer()
     stop_signals.number = int(signal.SIGTERM)  # as the processes agreed
     signal.raise_signal(signal.SIGTERM)
     with pytest.raises(SystemExit):
         signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_sigterm_is_handed_on_for_seconds_but_a_second_ctrl_c_is_meant(fresh_accelerate, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("training.signals.time.monotonic", lambda: now[0])
+    stop_signals.defer()
+    signal.raise_signal(signal.SIGTERM)
+    now[0] += 2.0
+    signal.raise_signal(signal.SIGTERM)  # Slurm's, by way of srun
+    with pytest.raises(SystemExit) as end:
+        signal.raise_signal(signal.SIGINT)
+    assert end.value.code == 130
+    now[0] += 2.0
+    with pytest.raises(SystemExit) as end:
+        signal.raise_signal(signal.SIGTERM)
+    assert end.value.code == 143
