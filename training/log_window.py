@@ -28,6 +28,7 @@ class LogWindow:
         self.train_seconds = 0.0
         self._names: tuple[str, ...] = ()
         self._rows: list[Tensor] = []  # one (n_names,) tensor an update, on the device
+        self._summed: Tensor | None = None  # the rows over all processes, on the host, once they were asked for
         self._count = 0
         self._seconds = 0.0
         self._skipped = 0
@@ -55,6 +56,7 @@ class LogWindow:
         """Add one update: this process's sums by name, and the count of the whole update."""
         self._take_names(sums)
         self._rows.append(torch.stack([value.float() for value in sums.values()]))
+        self._summed = None
         self._count += count
         self._skipped = 0
 
@@ -89,8 +91,10 @@ class LogWindow:
             raise _diverged(step + 1, last_checkpoint)
 
     def _summed_rows(self) -> Tensor:
-        rows = torch.stack(self._rows) if self._rows else torch.zeros(0, len(self._names))
-        return sum_over_processes(self.accelerator, rows.to(self.accelerator.device)).cpu()  # the one sync
+        if self._summed is None:
+            rows = torch.stack(self._rows) if self._rows else torch.zeros(0, len(self._names))
+            self._summed = sum_over_processes(self.accelerator, rows.to(self.accelerator.device)).cpu()  # waits
+        return self._summed
 
     def raise_if_diverged(self, step: int, gradient_norm: Tensor | float, last_checkpoint: Path | None) -> None:
         """Raise TrainingDiverged where a sum of the window, which ends at `step`, is NaN or infinite.
@@ -117,6 +121,7 @@ class LogWindow:
 
     def _empty(self) -> None:
         self._rows = []
+        self._summed = None
         self._count = 0
         self._seconds = 0.0
 
@@ -145,6 +150,7 @@ class LogWindow:
             rows = [torch.zeros_like(row) for row in rows]
         self._names = tuple(state["names"])
         self._rows, self._count, self._seconds = rows, state["count"], state["seconds"]
+        self._summed = None
 
 
 def _diverged(step: int, last_checkpoint: Path | None) -> TrainingDiverged:

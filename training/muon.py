@@ -155,7 +155,7 @@ class MuonAdamW(Optimizer):
         momentum: float = 0.95,
         n_steps: int = 5,
         dtype: torch.dtype = torch.float32,
-        fused: bool | None = False,
+        fused: bool | None = None,
     ):
         """`betas` and `fused` are AdamW's; `momentum`, `n_steps` and `dtype` (of the matrix products) Muon's."""
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "fused": fused}
@@ -186,7 +186,8 @@ class MuonAdamW(Optimizer):
     def _step_others(self, params: list[Tensor], group: dict) -> None:
         for p in params:
             if not self.state[p]:
-                self.state[p]["step"] = torch.zeros((), device=p.device)
+                # Where torch's AdamW has it too: unless one kernel does all, the host reads it for each parameter.
+                self.state[p]["step"] = torch.zeros((), device=p.device if group["fused"] else "cpu")
                 self.state[p] |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         kept = [[self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq", "step")]
         exp_avgs, exp_avg_sqs, steps = kept

@@ -174,3 +174,18 @@ def test_overflows_are_skipped_until_they_are_too_many_or_the_loss_is_not_finite
             window.skip(sums(1.0, 1.0), 7, None)
     with pytest.raises(TrainingDiverged):
         make_window().skip(sums(math.nan, 1.0), 7, None)
+
+
+def test_a_log_line_sums_over_the_processes_once(fresh_accelerate, clock, monkeypatch):
+    reduced = []
+    monkeypatch.setattr(
+        "training.log_window.sum_over_processes", lambda accelerator, rows: reduced.append(len(rows)) or rows
+    )
+    window = make_window()
+    window.add(sums(2.0, 1.0), 2)
+    window.raise_if_diverged(1, 0.5, None)
+    assert window.read()[0] == {"loss": 1.0, "nll": 0.5} and reduced == [1]
+    window.add(sums(4.0, 1.0), 2)
+    assert saved(window)["rows"] == [[4.0, 1.0]]
+    window.add(sums(6.0, 1.0), 2)
+    assert window.read()[0] == {"loss": 2.5, "nll": 0.5} and reduced == [1, 1, 2]

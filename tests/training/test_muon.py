@@ -151,6 +151,16 @@ def test_muon_adamw_moves_tables_and_vectors_as_torchs_adamw():
         assert torch.equal(a, b)
 
 
+def test_without_a_fused_kernel_the_steps_lie_on_the_host_so_that_nothing_waits_for_the_device():
+    """On the meta device whatever would be read from the device raises."""
+    table, matrix = (torch.nn.Parameter(torch.zeros(8, 4, device="meta")) for _ in range(2))
+    optimizer = MuonAdamW([{"params": [table]}, {"params": [matrix], "orthogonal": True}], 0.1, fused=None)
+    for _ in range(2):
+        table.grad, matrix.grad = torch.zeros_like(table), torch.zeros_like(matrix)
+        optimizer.step()
+    assert optimizer.state[table]["step"].device.type == "cpu" and optimizer.state[table]["step"] == 2
+
+
 @pytest.mark.parametrize("gates", [(32, 12), (32, 8), (32, 5)])  # lying, square and standing ones
 def test_muon_adamw_moves_each_block_by_its_own_orthogonalized_momentum(gates):
     parameters = some_parameters(gates)
