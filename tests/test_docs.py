@@ -24,6 +24,8 @@ import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
 from accelerate_state import fresh_accelerate_state
+from blank_figures import save_blank
+from matplotlib.figure import Figure
 from PIL import Image
 
 import train_cifar
@@ -274,6 +276,7 @@ def place(tmp_path_factory):
         with fresh_accelerate_state() as reset, pytest.MonkeyPatch.context() as patch:
             patch.setattr(train_cifar, "drawn_shapes", partial(drawn_shapes, n_train=200, n_test=100))
             patch.setattr(train_cvae, "drawn_digits", partial(drawn_digits, n_train=200, n_test=100))
+            patch.setattr(Figure, "savefig", save_blank)
             patch.setattr(train_cvae, "find_judge", lambda *arguments: judge_that_says_one)
             for script in SCRIPTS:
                 shown = next(c for c in ON_PAGES if f"train_{script}.py demo" in c.text)
