@@ -207,6 +207,9 @@ def test_the_terminal_shows_a_table_a_script(runs, tmp_path, capsys):
     main((str(runs / "translation"),), values=("test/bleu",), output=str(page))
     header = capsys.readouterr().out.splitlines()[0]
     assert "test: BLEU" in header and "training time" not in header
+    main((str(runs / "translation"),), values=("train/loss",), output=str(page))
+    header, _, first, *_ = capsys.readouterr().out.splitlines()
+    assert "last training: loss" in header and "0.333" in first
 
 
 def test_what_cannot_be_compared_is_said_in_one_line(tmp_path, capsys, monkeypatch):

@@ -288,7 +288,8 @@ class Section {
         "button",
         {
           type: "button", "aria-pressed": String(on), "data-run": row.name, onclick: toggle,
-          onmouseenter: focus(true), onmouseleave: focus(false),
+          onmouseenter: focus(true), onmouseleave: focus(false), onblur: focus(false),
+          onfocus: (event) => { if (event.target.matches(":focus-visible")) focus(true)(); },
         },
         swatch(row), row.name,
       );

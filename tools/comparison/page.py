@@ -76,8 +76,8 @@ def _section(script: str, runs: list[Run], values: Sequence[str], budget: int) -
     table = compare(runs, values=values)
     place = {id(run): i for i, run in enumerate(runs)}
     main, others = curve_names(runs)
-    if values:
-        main, others = [name for name in [*main, *others] if name in values], []
+    if chosen := [name for name in [*main, *others] if name in values]:
+        main, others = chosen, []
     best = _best_first(table)[:MOST_RUNS]
     sampled = [row.runs[0] for row in best]
     sentences = same_sentences(sampled)

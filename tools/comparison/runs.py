@@ -69,7 +69,12 @@ def find_runs(arguments: Sequence[str]) -> Found:
     Without arguments: all of runs/. A folder that is a run is that run; else all runs below it. Raises UsageError
     for an argument that names nothing.
     """
-    places, left_out = _places(arguments or [DEFAULT_GROUP])
+    try:
+        places, left_out = _places(arguments or [DEFAULT_GROUP])
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename} cannot be read ({error.strerror}): mend that, or leave it out"
+        ) from error
     if not places:
         tried = ", ".join(arguments) or f"{DEFAULT_GROUP}/"
         raise UsageError(

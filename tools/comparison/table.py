@@ -185,10 +185,12 @@ def is_main(name: str) -> bool:
 
 
 def column_title(name: str) -> str:
-    """`test: accuracy`, and for a validation what of its curve is shown: `best validation: accuracy`."""
-    if name.startswith("valid/"):
-        return f"{'best' if has_direction(name) else 'last'} {readable_name(name)}"
-    return "peak memory" if name == "peak_memory_mb" else readable_name(name)
+    """`test: accuracy`; of a curve also what of it is shown: `best validation: accuracy`, `last training: loss`."""
+    if name == "peak_memory_mb":
+        return "peak memory"
+    of_curve = name not in COSTS and name.partition("/")[0] not in TESTED
+    which = "best " if _is_best_of_curve(name) else "last " if of_curve else ""
+    return which + readable_name(name)
 
 
 def has_direction(name: str) -> bool:
@@ -202,16 +204,20 @@ def is_comparable(name: str) -> bool:
 
 
 def final_value(run: Run, name: str) -> float | None:
-    """Of the summary; of a validation the best of the curve, or the last where better is not known."""
-    if not name.startswith("valid/"):
+    """Of the summary; of a validation the best of its curve; of what is only logged the last."""
+    if name.partition("/")[0] in TESTED or _is_number(run.summary.get(name)):
         value = run.summary.get(name)
         return value if _is_number(value) else None
     values = [row[name] for row in run.rows if _is_number(row.get(name)) and math.isfinite(row[name])]
     if not values:
         return None
-    if not has_direction(name):
+    if not _is_best_of_curve(name):
         return values[-1]
     return max(values) if metric(name).more_is_better else min(values)
+
+
+def _is_best_of_curve(name: str) -> bool:
+    return name.startswith("valid/") and has_direction(name)
 
 
 def number_text(name: str, values: Sequence[float]) -> str:
