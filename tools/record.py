@@ -8,7 +8,8 @@ otherwise. The name is that of an entry of results/records.yaml.
 
 A record is `results/NAME.json` (command, commit, hardware, settings, numbers) beside `NAME.metrics.jsonl`, the
 curve that its figures are drawn from, and `NAME.log`, what the run printed, where a log is given. Of several
-runs that differ in their seed only, the numbers are means, and the standard deviations stand beside them.
+runs that differ in their seed only, the numbers are means, and the standard deviations stand beside them. The
+record of another commit that stood there goes to results/history/.
 """
 
 import json
@@ -42,9 +43,16 @@ def cpu_name() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
+# What `accelerate launch` ends with when its script does not end with 0, as after SIGTERM.
+LAUNCHERS_TRACEBACK = re.compile(
+    r"^Traceback \(most recent call last\):\n(?: .*\n)+subprocess\.CalledProcessError.*$", re.MULTILINE
+)
+
+
 def log_lines(log: str) -> list[str]:
-    """A terminal's output without the states that the progress bar overwrote, and without keys and passwords."""
-    lines = [line.split("\r")[-1].rstrip() for line in redacted(log).replace("\r\n", "\n").split("\n")]
+    """A terminal's output without secrets, overwritten states of the progress bar and the launcher's traceback."""
+    log = LAUNCHERS_TRACEBACK.sub("", redacted(log).replace("\r\n", "\n"))
+    lines = [line.split("\r")[-1].rstrip() for line in log.split("\n")]
     return [line for line in lines if line and not re.match(r"\s*\d+%\|", line)]
 
 
@@ -112,6 +120,7 @@ def write_record(
         ]
     results = root / "results"
     results.mkdir(exist_ok=True)
+    _keep_older(results, entry.name, commits[0])
     lines = []
     for run, config in zip(runs, configs, strict=True):
         for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
@@ -126,6 +135,18 @@ def write_record(
     path = results / f"{entry.name}.json"
     write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def _keep_older(results: Path, name: str, commit: str | None) -> None:
+    """Move the record of another commit to results/history/, with the commit in its files' names."""
+    path = results / f"{name}.json"
+    older = json.loads(path.read_text(encoding="utf-8"))["commit"] if path.exists() else commit
+    if older != commit:
+        (results / "history").mkdir(exist_ok=True)
+        for ending in ("json", "metrics.jsonl", "log"):
+            file = results / f"{name}.{ending}"
+            if file.exists():
+                file.rename(results / "history" / f"{name}-{(older or 'none')[:10]}.{ending}")
 
 
 def _mean(values: list):

@@ -5,7 +5,8 @@
     python -m tools.reproduce cifar-ultimus unet-mp-tr-bce     # these alone, with the data in $ONECYCLE_DATA
 
 results/records.yaml lists the runs. They are made one after another, each seed in runs/records/NAME/seed<n> with
-its log beside it; when all seeds of a record are done, results/NAME.json and the tables are written. What was cut,
+its log beside it; when all seeds of a record are done, results/NAME.json and the tables are written, and the record
+of older code goes to results/history/. What was cut,
 by --hours or a signal, is gone on with the next time, where its code and flags are still the same. A run that fails
 is left, the next one is made, and the exit code is 1 at the end.
 
@@ -149,6 +150,8 @@ def _record(entry: Entry, states: States) -> Path:
     """Write the record of an entry whose seeds are done, and the tables."""
     folders = [states.root / entry.run_folder(seed) for seed in entry.seeds]
     origins = [origin for folder in folders if (origin := read_origin(folder))]
+    names = {states.data: f"${DATA_VARIABLE}"} if states.data else {}
+    names |= {f"{states.root}/": "", f"{sys.prefix}/": ""}
     path = write_record(
         entry,
         folders,
@@ -157,7 +160,7 @@ def _record(entry: Entry, states: States) -> Path:
         commands=[origin.command for origin in origins],
         commits=[origin.commit for origin in origins],
         code=origins[0].code,
-        names={states.data: f"${DATA_VARIABLE}", f"{states.root}/": ""} if states.data else {f"{states.root}/": ""},
+        names=names,
     )
     write_tables(states.root)
     return path.relative_to(states.root)

@@ -56,6 +56,29 @@ def test_a_record_says_how_and_on_what(run, tmp_path):
     assert (tmp_path / "results" / "small.log").read_text() == "reads $DATA/x\nstep 5: BLEU 3\nends\n"
 
 
+def test_the_record_of_another_commit_is_kept(run, tmp_path):
+    log = tmp_path / "log"
+    log.write_text("first\n")
+    record.write_record(ENTRY, [run], root=tmp_path, logs=[log])
+    record.write_record(ENTRY, [run], root=tmp_path, logs=[log])
+    history = tmp_path / "results" / "history"
+    assert not history.exists()
+    record.write_record(ENTRY, [run], root=tmp_path, commits=["b" * 40])
+    kept = sorted(path.name for path in history.iterdir())
+    assert kept == [f"small-aaaaaaaaaa.{ending}" for ending in ("json", "log", "metrics.jsonl")]
+    written = json.loads((tmp_path / "results" / "small.json").read_text())
+    assert written["commit"] == "b" * 40 and written["log"] is None
+
+
+def test_what_the_launcher_says_of_a_cut_run_is_no_part_of_its_log():
+    traceback = (
+        'Traceback (most recent call last):\n  File "x", line 1\n    main()\nsubprocess.CalledProcessError: 143\n'
+    )
+    assert record.log_lines(f"step 1\n{traceback}step 2\n") == ["step 1", "step 2"]
+    own = "Traceback (most recent call last):\n  File\nValueError: 3"
+    assert record.log_lines(own) == own.splitlines()
+
+
 def test_seeds_are_averaged_with_their_standard_deviation(run, tmp_path):
     runs = []
     for seed, accuracy in ((3, 0.94), (4, 0.95), (5, 0.93)):

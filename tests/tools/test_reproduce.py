@@ -4,11 +4,14 @@ import time
 import pytest
 import yaml
 
+import tools.reproduce
 from tools.published.catalogue import ROOT, read_catalogue
 from tools.published.launched_run import Deadline
 from tools.published.state import Origin, States, write_origin
 from tools.published.tables import BEGIN, END, FIELDS, NUMBERS
 from tools.reproduce import reproduce, state_table, to_make
+from training.cli import call_with_flags
+from training.metrics import read_metrics
 
 DATA = "/no data"
 SMALL = {
@@ -120,6 +123,20 @@ def test_what_a_run_reads_is_made_before_it(root, capsys):
     assert States(root, "").of(entries[1]).obstacle == "data missing: give --data DIR or ONECYCLE_DATA"
 
 
+def test_the_list_and_wrong_names_on_the_command_line(root, monkeypatch, capsys):
+    write_catalogue(root, SMALL | {"flags": "--data_dir {data}/x"})
+    monkeypatch.setattr(tools.reproduce, "ROOT", root)
+    monkeypatch.setenv("ONECYCLE_DATA", str(root / "sets"))
+    call_with_flags(tools.reproduce.main, ["--list"])
+    header, _, row, total = capsys.readouterr().out.splitlines()
+    assert header.split() == ["record", "status", "minutes", "on", "why"]
+    assert row.split()[:3] == ["small", "missing", "2"] and f"data missing: {root}/sets/x" in row
+    assert total == "1 of 1 to make, 0 minutes without 1 that cannot be made here"
+    with pytest.raises(SystemExit) as end:
+        call_with_flags(tools.reproduce.main, ["large", "--list"])
+    assert end.value.code == 2 and "has no large; it has small" in capsys.readouterr().err
+
+
 def test_time_is_for_what_fits_in_and_for_pieces_of_what_never_does():
     deadline = Deadline(1)
     assert deadline.leaves_room_for(59) and deadline.leaves_room_for(61) and Deadline(0).leaves_room_for(1e6)
@@ -138,7 +155,7 @@ class WhenTraining(Deadline):
 
     def seconds_left(self):
         while not (self._metrics.exists() and self._metrics.stat().st_size):
-            assert self.minutes_left() > 59, "it does not begin"
+            assert self.minutes_left() > 50, "it does not begin"
             time.sleep(0.05)
         return 0.0
 
@@ -165,10 +182,8 @@ def test_a_run_is_cut_goes_on_and_is_recorded_beside_one_that_fails(root, capsys
     assert said.out.endswith("small: recorded in results/small.json\n")
     record = json.loads((root / "results" / "small.json").read_text())
     assert record["command"] == small.command(0) and record["chosen_on"] == "validation" and record["log"]
-    steps = [
-        json.loads(line)["step"] for line in (root / "results" / "small.metrics.jsonl").read_text().splitlines()
-    ]
-    assert steps[0] == 1 and steps[-1] == 300
+    curve = read_metrics(root / "results" / "small.metrics.jsonl")
+    assert (curve[0]["step"], curve[-1]["step"]) == (1, 300)
     assert str(root) not in (root / "results" / "small.log").read_text()
     assert "| classify | [`demo`](results/small.json) |" in (root / "README.md").read_text()
     assert states.of(small).status == "ok" and "small.json" in (root / "results" / "README.md").read_text()

@@ -15,13 +15,16 @@ SAVES_WITHIN = 300.0  # seconds that a run has to save after SIGTERM, before it 
 class LaunchedRun:
     """A run of a script in the folder `root`, whose output is appended to the file `log`.
 
-    A context: whatever ends it stops the run.
+    `threads` are those of a process; 0: what the launch takes, whatever OMP_NUM_THREADS says here. A context:
+    whatever ends it stops the run.
     """
 
     def __init__(self, script: str, arguments: Sequence[str], *, launch: str, threads: int, log: Path, root: Path):
         config = f"accelerate_configs/{launch}.yaml"
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-        environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        if threads:
+            environment["OMP_NUM_THREADS"] = str(threads)
         with log.open("ab") as output:
             self._launcher = subprocess.Popen(
                 [*launcher, script, *arguments],
