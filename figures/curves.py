@@ -86,7 +86,7 @@ def save_png(figure: Figure, path: Path) -> None:
 
 def _title(figure: Figure) -> str:
     only = figure.axes[0].get_title() if len(figure.axes) == 1 else ""
-    return " ".join((figure.get_label() or figure.get_suptitle() or only).split())
+    return " ".join(str(figure.get_label() or figure.get_suptitle() or only).split())
 
 
 @functools.cache

@@ -8,16 +8,19 @@ from typing import Any
 
 
 class OfflineRun:
-    """What a `run-<id>.wandb` file holds: `config`, `history`, `summary`, the names in `metrics`, saved `files`."""
+    """What the one `run-<id>.wandb` file below `folder` holds.
 
-    def __init__(self, path: Path):
+    `config`, `history`, `summary`, the names in `metrics` that were defined, and the `files` that were saved.
+    """
+
+    def __init__(self, folder: Path):
         self.run: Any = None
         self.config: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self.metrics: set[str] = set()
         self.files: set[str] = set()
-        for record in _whole(path):
+        for record in _whole(folder):
             if record.HasField("run"):
                 self.run = record.run
                 self.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
@@ -42,15 +45,17 @@ def _values(items: Iterable[Any]) -> dict[str, Any]:
     return values
 
 
-def _whole(path: Path) -> list:
+def _whole(folder: Path) -> list:
     """The records, once W&B's own process has written the last."""
     deadline = time.time() + 30
     while time.time() < deadline:
-        records = list(_records(path))
+        paths = list(folder.rglob("run-*.wandb"))
+        assert len(paths) <= 1, f"{folder} holds several runs"
+        records = [record for path in paths for record in _records(path)]
         if any(record.HasField("exit") for record in records):
             return records
         time.sleep(0.2)
-    raise TimeoutError(f"{path} has no end")
+    raise TimeoutError(f"{folder} holds no run that has ended")
 
 
 def _records(path: Path) -> Iterator[Any]:

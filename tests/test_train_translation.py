@@ -718,8 +718,7 @@ def test_bf16_trains_close_to_fp32(train, tmp_path, monkeypatch, model, optimize
 def test_wandb_offline_run_read_back_from_disk(train, tmp_path, capsys):
     assert train(tmp_path / "run", "--tracker", "wandb", "--max_train_steps", "14", "--validate_every", "7") == 0
     assert "wandb sync" in capsys.readouterr().out
-    (path,) = (tmp_path / "run").rglob("run-*.wandb")
-    run = OfflineRun(path)
+    run = OfflineRun(tmp_path / "run")
     assert (run.run.project, run.run.run_group, run.run.job_type) == ("onecycle", "translation", "demo")
     assert any("CPU" in tag for tag in run.run.tags) and any("precision" in tag for tag in run.run.tags)
     assert run.config["d_model"] == 32 and run.config["epochs"] == 2

@@ -1,5 +1,6 @@
 """The command line of a script (a recipe's name, then any field of its Config) and how programs end."""
 
+import ast
 import atexit
 import contextlib
 import dataclasses
@@ -10,7 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar, get_origin, get_type_hints
 
 import torch
 import tyro
@@ -61,10 +62,12 @@ PathFlag = Annotated[
 def parse_config(recipes: dict[str, tuple[str, C]], description: str, args: list[str] | None = None) -> C:
     """The Config that `RECIPE [--flag value ..]` asks for; exits with code 2 on a wrong name or flag.
 
-    `recipes` maps each name to (one line of help, Config). `--max_tokens` and `--max-tokens` are the same. Raises
+    `recipes` maps each name to (one line of help, Config). `--max_tokens` and `--max-tokens` are the same, and so
+    are `--compile` and `--compile=True`, `--widths 8 16` and `--widths=[8, 16]`, as a sweep writes them. Raises
     UsageError for a number out of its flag's range (training/ranges.py).
     """
     _, some_config = next(iter(recipes.values()))
+    args = _without_values_of_python(sys.argv[1:] if args is None else args, type(some_config))
     groups = FieldGroups(type(some_config))
     grouped = {name: (line, groups.split(config)) for name, (line, config) in recipes.items()}
     with _one_line_errors():
@@ -74,6 +77,39 @@ def parse_config(recipes: dict[str, tuple[str, C]], description: str, args: list
     config = groups.join(parsed)
     check_config(config)
     return config
+
+
+def _without_values_of_python(args: Sequence[str], config_class: type) -> list[str]:
+    """The arguments, with booleans and lists in the form of a command line instead of Python's."""
+    hints = get_type_hints(config_class)
+    plain = []
+    for arg in args:
+        flag, _, value = arg.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        kind = hints.get(name) if flag.startswith("--") else None
+        if kind is bool and value in ("True", "False"):
+            plain.append(f"--{name}" if value == "True" else f"--no_{name}")
+        elif get_origin(kind) is tuple and value.startswith("["):
+            plain += [f"--{name}", *_words_of_list(value)]
+        else:
+            plain.append(arg)
+    return plain
+
+
+def _words_of_list(text: str) -> list[str]:
+    """ "[[8, 16], 32]" becomes 8 16 32; what is no list stays as it is."""
+    try:
+        values = [ast.literal_eval(text)]
+    except (SyntaxError, ValueError):
+        return [text]
+    words = []
+    while values:
+        value = values.pop(0)
+        if isinstance(value, list):
+            values = value + values
+        else:
+            words.append(str(value))
+    return words
 
 
 class FieldGroups(Generic[C]):

@@ -161,7 +161,7 @@ class WandbBackend:
         if mode is None and not _logged_in_to_wandb():
             mode = "offline"
         options = {
-            "dir": str(config.output_dir),
+            "dir": str(Path(config.output_dir).resolve()),  # W&B's own process may work in another folder
             "group": tracking.script,
             "job_type": config.recipe,
             "name": f"{tracking.script}/{config.recipe}",

@@ -33,6 +33,16 @@ def test_recipes_flags_and_both_spellings():
     assert parse_config(RECIPES, "", ["demo", "--compile"]).compile
 
 
+def test_booleans_and_lists_are_understood_as_a_sweep_writes_them():
+    def parsed(*args):
+        return parse_config(RECIPES, "", ["demo", *args])
+
+    assert parsed("--compile=True").compile and not parsed("--compile", "--compile=False").compile
+    assert parsed("--train-files=['a b', 'c']").train_files == ("a b", "c")
+    assert parsed("--train_files=[]").train_files == () and parsed("--train_files=[x").train_files == ("[x",)
+    assert parsed("--output_dir=True").output_dir == "True"  # a path, and not yes
+
+
 def test_help_lists_the_recipes_with_a_line_each(capsys):
     with pytest.raises(SystemExit) as end:
         parse_config(RECIPES, "What it does.", ["--help"])
