@@ -236,6 +236,12 @@ def test_links_and_paths_lead_somewhere(page):
         assert (ROOT / path).exists() or path.startswith("results/NAME"), path
 
 
+def test_the_index_leads_to_every_page():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages == set(re.findall(r"\]\((\w+\.md)\)", index))
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_page_has_each_recipe_of_its_script(script):
     page = (ROOT / "docs" / PAGE_OF[script]).read_text(encoding="utf-8")
