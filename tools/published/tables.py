@@ -53,6 +53,7 @@ SCRIPTS = {  # headings of results/README.md
     "train_unet.py": "U-Nets",
     "train_cvae.py": "Conditional VAEs",
 }
+PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16", "fp8": "fp8"}  # what Accelerate's words mean
 BEGIN, END = "<!-- results: made by `make results` -->", "<!-- end of results -->"
 INTRODUCTION = """# Results
 
@@ -64,8 +65,8 @@ Made by `make results` from the records beside this page. [records.yaml](records
 - **time** is that of training a seed, without the evaluation after it.
 - **chosen on**: the split by which settings were compared before. *Test* means that the number is somewhat
   favoured; *not noted* that nobody wrote it down; *nothing* that no setting was compared.
-- **code**: the commit; `*` behind it where the tree held more than the commit.
-- A recipe's name links its record: command, hardware, versions and all numbers; *curve* and *log* lie beside it.
+- **record**: the recipe's name links all that is known of the runs: command, hardware, versions, every number. Then
+  the commit of the code, with `*` where the tree held more than the commit.
 """
 
 
@@ -112,7 +113,7 @@ def task_table(root: Path = ROOT) -> str:
                     f"[`{entry.recipe}`](results/{entry.name}.json)",
                     _score(entry.score, record, labelled=True),
                     _duration(record["numbers"]["train_seconds"]),
-                    record["hardware"],
+                    _short_hardware(record),
                     entry.course.says if entry.course else "–",
                     entry.best_elsewhere.says if entry.best_elsewhere else "–",
                 )
@@ -138,26 +139,26 @@ def results_page(root: Path = ROOT) -> str:
 
 def _script_table(recorded: list[tuple[Entry, dict]]) -> str:
     scores = [key for key in HEADLINES if any(key in record["numbers"] for _, record in recorded)]
-    columns = [_column(key) for key in scores]
-    lines = _head("what", "recipe", *columns, "seeds", "time", "hardware", "precision", "chosen on", "code", "")
+    lines = _head("what", *(_column(key) for key in scores), "seeds", "time", "hardware", "chosen on", "record")
     for entry, record in recorded:
         numbers = record["numbers"]
-        files = [f"[curve]({entry.name}.metrics.jsonl)"]
-        if record["log"]:
-            files.append(f"[log]({record['log']})")
         commit = record["commit"] or "none"
+        links = [
+            f"[`{entry.recipe}`]({entry.name}.json)",
+            f"`{commit[:7]}`{'*' if commit.endswith('-dirty') else ''}",
+            f"[curve]({entry.name}.metrics.jsonl)",
+        ]
+        if record["log"]:
+            links.append(f"[log]({record['log']})")
         lines.append(
             _row(
                 entry.title,
-                f"[`{entry.recipe}`]({entry.name}.json)",
                 *(_score(key, record) if key in numbers else "" for key in scores),
                 str(len(record["seeds"])),
                 _duration(numbers["train_seconds"]),
-                record["hardware"],
-                numbers["mixed_precision"],
+                f"{_short_hardware(record)}, {PRECISIONS[numbers['mixed_precision']]}",
                 record["chosen_on"],
-                f"`{commit[:10]}`{'*' if commit.endswith('-dirty') else ''}",
-                ", ".join(files),
+                " ".join(links),
             )
         )
     return "\n".join(lines)
@@ -231,6 +232,11 @@ def _score(key: str, record: dict, labelled: bool = False) -> str:
     if label.endswith(views):
         return f"{text}{known.unit}{views}"
     return f"{text} {label}" if label == "bits/dim" else f"{label} {text}{known.unit}"
+
+
+def _short_hardware(record: dict) -> str:
+    """Without the trade marks that a processor's name is full of."""
+    return re.sub(r"\((?:R|TM)\)| (?:CPU|Processor)\b", "", record["hardware"])
 
 
 def _duration(seconds: float) -> str:
