@@ -88,8 +88,10 @@ class States:
         """The state of a seed's run; one of other code or other flags counts as none."""
         folder = self.root / entry.run_folder(seed)
         kept = read_origin(folder)
-        now = self.origin(entry, seed)
-        if kept is None or (kept.command, kept.code) != (now.command, now.code):
+        if kept is None or (kept.command, kept.code) != (
+            entry.command(seed),
+            self._code(entry.script, entry.launch),
+        ):
             return SeedState(seed)
         if (folder / "summary.json").exists():
             return SeedState(seed, done=True)
