@@ -10,7 +10,8 @@ from typing import Any
 class OfflineRun:
     """What the one `run-<id>.wandb` file below `folder` holds.
 
-    `config`, `history`, `summary`, the names in `metrics` that were defined, and the `files` that were saved.
+    `config`, `history`, `summary`, the names in `metrics` that were defined, the `files` that were saved, and
+    `n_system`, how many samples of the system's load were taken.
     """
 
     def __init__(self, folder: Path):
@@ -20,12 +21,14 @@ class OfflineRun:
         self.summary: dict[str, Any] = {}
         self.metrics: set[str] = set()
         self.files: set[str] = set()
+        self.n_system = 0
         for record in _whole(folder):
             if record.HasField("run"):
                 self.run = record.run
                 self.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
             self.config |= {item.key: json.loads(item.value_json) for item in record.config.update}
             self.metrics |= {record.metric.name or record.metric.glob_name}
+            self.n_system += record.HasField("stats")
             self.files |= {item.path for item in record.files.files}
             if record.HasField("history"):
                 self.history.append(_values(record.history.item))

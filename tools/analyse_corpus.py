@@ -34,6 +34,7 @@ from figures.images import format_table
 from training.cli import PathFlag, parse_flags, run_tool
 from training.errors import UsageError
 from training.ranges import LengthRatio, ShareBelowOne
+from training.redaction import redacted
 
 MAX_LENS = (128, 96, 64, 48, 42, 32, 24, 16)
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
@@ -318,7 +319,7 @@ def track(config: Config, name: str, output_dir: Path, sections: list[Table], fi
     try:
         import wandb
 
-        from training.tracking import PROJECT
+        from training.tracking import PROJECT, tracked_settings
 
         try:
             logged_in = wandb.login(prompt=False)
@@ -330,7 +331,7 @@ def track(config: Config, name: str, output_dir: Path, sections: list[Table], fi
             group="corpus",
             job_type=name,
             name=f"corpus/{name}",
-            config=asdict(config),
+            config=tracked_settings("corpus", config),
             dir=str(output_dir),
             mode=mode,
             settings=wandb.Settings(silent=True, console="off"),
@@ -344,7 +345,7 @@ def track(config: Config, name: str, output_dir: Path, sections: list[Table], fi
         if mode == "offline":
             print(f"W&B is offline: to upload this report later, `wandb sync {folder}`")
     except Exception as error:  # whatever W&B does, the tool goes on
-        print(f"warning: W&B failed, the report is in {output_dir} alone: {error!r}", file=sys.stderr)
+        print(f"warning: W&B failed, the report is in {output_dir} alone: {redacted(repr(error))}", file=sys.stderr)
 
 
 def corpus_name(config: Config) -> tuple[str, Languages]:

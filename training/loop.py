@@ -16,6 +16,7 @@ What is due stands at the top of a round and looks back on the updates done so f
 there are updates: the last validation and the last checkpoint are made where all others are.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -31,6 +32,7 @@ from training.log_window import LogWindow
 from training.metrics import prefixed
 from training.preserved_state import preserved_state
 from training.profiling import profiler
+from training.redaction import redacted
 from training.resuming import begin_next_epoch, epochs_done
 from training.run import Run
 
@@ -310,7 +312,7 @@ class Loop:
             "validation_is_due": self._validation_is_due,
             **self.run.state(),
             "window": self.window.state(),
-            "config": asdict(self.config),
+            "config": json.loads(redacted(json.dumps(asdict(self.config)))),
         }
         self.last_checkpoint = save_checkpoint(
             self.accelerator,

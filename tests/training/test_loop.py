@@ -435,3 +435,10 @@ def test_compiling_ahead_tries_the_first_and_the_last_update_and_leaves_no_trace
     assert trial.loop.train_seconds == 10 and trial.loop.summary()["compile_seconds"] >= 0
     assert "compile_seconds" not in plain.loop.summary()
     assert train(tmp_path / "compiled", compile=True, resume=True).events == []  # nothing is left to train
+
+
+def test_the_settings_in_a_checkpoint_hold_no_secret(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a-word-of-the-path")
+    train(tmp_path / "a-word-of-the-path")
+    state = read_state(find_checkpoint("latest", tmp_path / "a-word-of-the-path"))
+    assert state["config"]["output_dir"] == str(tmp_path / "***")
