@@ -40,6 +40,7 @@ from figures.classification import write_data_figures, write_result_figures
 from figures.curves import plot_curves
 from figures.lr_range_test import report_lr_range_test
 from figures.model_summary import write_model_summary
+from models.batch_norm import has_norms
 from models.resnet import ResNet9
 from models.speednet import SpeedNet
 from models.test_time_augmentation import Views, logits_over_views
@@ -237,13 +238,6 @@ def build_augmenter(config: Config, images: Tensor, mean: Tensor, std: Tensor) -
     return Augmenter(images, augmentation, mean, std, config.seed)
 
 
-def check_side(model: str, side: int) -> None:
-    """Raise UsageError for images (side in pixels) of which the net's poolings would leave too little."""
-    smallest = {"resnet": 16, "speednet": 17, "ultimus": 8}[model]  # two positions are left: batch norm wants them
-    if side < smallest:
-        raise UsageError(f"--model {model} needs images of {smallest} pixels a side or more: these have {side}")
-
-
 def build_model(config: Config, n_classes: int) -> nn.Module:
     """The net: normalised images (B, 3, S, S) -> logits (B, K)."""
     if config.model == "speednet":
@@ -251,6 +245,15 @@ def build_model(config: Config, n_classes: int) -> nn.Module:
     if config.model == "ultimus":
         return Ultimus(n_classes)
     return ResNet9(n_classes)
+
+
+def check_side(model: nn.Module, config: Config, side: int) -> None:
+    """Raise UsageError for images (side in pixels) of which the net's poolings would leave too little."""
+    smallest = getattr(model, "SMALLEST_SIDE", 1)
+    if side < smallest:
+        raise UsageError(
+            f"--model {config.model} needs images of {smallest} pixels a side or more: these have {side}"
+        )
 
 
 def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> Optimizer:
@@ -265,8 +268,7 @@ def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> O
         {"params": vectors, "weight_decay": 0.0, "lr_factor": config.bias_lr_factor},
     ]
     if config.optimizer == "muon":
-        has_norms = config.model != "ultimus"
-        groups[0] |= {"orthogonal": True, "momentum": 0.6, "keeps_norm": not has_norms}
+        groups[0] |= {"orthogonal": True, "momentum": 0.6, "keeps_norm": not has_norms(model)}
         return Muon(groups, config.lr, config.momentum, dtype=product_dtype(mixed_precision))
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, config.lr, betas=(config.momentum, 0.99), fused=fused(mixed_precision))
@@ -413,10 +415,10 @@ def main(config: Config) -> None:
         return plan_epoch(len(train), update_size, config.seed, epoch, device, seen)
 
     # --- model and optimizer, new or from a checkpoint
-    check_side(config.model, train.images.shape[-1])
     model = build_within_memory(partial(build_model, config, len(splits.class_names)), device)
+    check_side(model, config, train.images.shape[-1])
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
-    if config.model != "resnet":
+    if hasattr(model, "init_whitening"):
         model.init_whitening(normalise(train.images[:5000], mean, std))
     checkpoint = checkpoint_to_resume(config, files)
     model, optimizer, ema, state = prepare_training(accelerator, model, build_optimizer, config, checkpoint)

@@ -37,6 +37,12 @@ class ProcessBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
+def has_norms(model: nn.Module) -> bool:
+    """Whether layers of `model` take out the scale of what they are given."""
+    norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    return any(isinstance(module, norms) for module in model.modules())
+
+
 def synchronize_batch_norm(model: nn.Module) -> None:
     """Make every BatchNorm2d below `model` share its statistics among the processes; tensors and names stay."""
     for parent in list(model.modules()):

@@ -39,6 +39,8 @@ class ResNet9(nn.Module):
     Sides of other sizes must be multiples of 8; what is left of them after the last pooling is pooled as well.
     """
 
+    SMALLEST_SIDE = 16  # the poolings leave two positions: batch norm wants them
+
     def __init__(self, n_classes: int = 10, in_channels: int = 3):
         super().__init__()
         self.prep = ConvBlock(in_channels, 64)

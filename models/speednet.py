@@ -65,6 +65,8 @@ class SpeedNet(nn.Module):
     Call `init_whitening` with some normalised training images before training.
     """
 
+    SMALLEST_SIDE = 17  # the poolings leave two positions: batch norm wants them
+
     def __init__(
         self,
         n_classes: int = 10,

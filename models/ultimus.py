@@ -60,6 +60,8 @@ class Ultimus(nn.Module):
     Each feature sees 7x7 pixels: that, more than its size, bounds what it can tell apart.
     """
 
+    SMALLEST_SIDE = 8  # in pixels
+
     def __init__(self, n_classes: int = 10, in_channels: int = 3, n_blocks: int = 4):
         super().__init__()
         self.features = nn.Sequential(

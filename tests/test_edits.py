@@ -25,7 +25,10 @@ TINY = {
         *("--image_size", "16", "--width", "16", "--latent_dim", "4"),
         *("--judge", "none", "--iw_samples", "0", "--batch_size", "8"),
     ],
-    "train_cifar.py": ["--model", "ultimus", "--optimizer", "adamw", "--batch_size", "8", "--views", "one"],
+    "train_cifar.py": [
+        *("--model", "ultimus", "--optimizer", "adamw", "--lr", "0.003"),
+        *("--batch_size", "8", "--views", "one"),
+    ],
 }
 
 

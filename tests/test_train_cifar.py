@@ -627,8 +627,9 @@ def test_bad_data_and_flags_are_one_line_and_exit_code_2(train, tmp_path, capsys
 
 @pytest.mark.parametrize("model, smallest", [("speednet", 17), ("resnet", 16), ("ultimus", 8)])
 def test_images_too_small_for_the_net_are_refused_before_training(model, smallest):
-    check_side(model, smallest)
+    config = Config(recipe="demo", model=model)
+    net = build_model(config, 2).train()
+    check_side(net, config, smallest)
     with pytest.raises(UsageError, match=f"--model {model} needs images of {smallest} pixels"):
-        check_side(model, smallest - 1)
-    images = torch.zeros(1, 3, smallest, smallest)  # at the smallest size, one image at a time can be trained on
-    build_model(Config(recipe="demo", model=model), 2).train()(images)
+        check_side(net, config, smallest - 1)
+    net(torch.zeros(1, 3, smallest, smallest))  # at the smallest size, one image at a time can be trained on

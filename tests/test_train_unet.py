@@ -155,6 +155,7 @@ def test_the_test_split_is_read_once_and_of_the_weights_that_validated_best(trai
 
     evaluated: list[dict] = []
     monkeypatch.setattr(train_unet, "evaluate", with_dice_of_this_order)
+    monkeypatch.setattr(train_unet, "better_by", lambda *_: lambda metrics, best: metrics["dice"] > best["dice"])
     assert train(tmp_path / "run", "--max_train_steps", "12", "--checkpoints_total_limit", "1") == 0
     assert [n for n, _ in seen] == [5, 5, 5, 21, 21]  # at steps 5, 10 and 12; without views and with
     best, last, tested = evaluated[1], evaluated[2], evaluated[3]

@@ -31,10 +31,12 @@ from training.ema import EMA
 from training.log_window import LogWindow
 from training.metrics import prefixed
 from training.preserved_state import preserved_state
+from training.processes import raise_if_replicas_differ
 from training.profiling import profiler
 from training.redaction import redacted
 from training.resuming import begin_next_epoch, epochs_done
 from training.run import Run
+from training.setup import is_sharded
 
 AGREE_EVERY = 20  # updates after which processes on GPUs tell each other of signals, where no log line comes first
 
@@ -307,6 +309,8 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint. Where a signal asked the run to end, end it."""
+        if not is_sharded(self.accelerator):
+            raise_if_replicas_differ(self.accelerator, self.model)
         state = {
             **self.state,
             "validation_is_due": self._validation_is_due,

@@ -55,7 +55,7 @@ def find_lr(
 
     def mean_loss(lr: float) -> Tensor:
         step, update = next(numbered)
-        sums, _ = train(update, step, lr)
+        sums, *_ = train(update, step, lr)
         return sum_over_processes(accelerator, sums["loss"]) / count(update)
 
     return lr_range_test(mean_loss, accelerator=accelerator, model=model, optimizer=optimizer, max_lr=max_lr)

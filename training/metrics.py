@@ -57,14 +57,14 @@ VIEWS = "over test-time views"  # what "_views" at the end of a name says
 def metric(name: str) -> Metric:
     """What is known of "valid/bleu" or "bleu"; of an unknown name that its words are its label."""
     words = name.rpartition("/")[2].split("_")
-    known, before, after = _longest_entry(words)
+    known, before, after = _longest_entry(words) or (Metric(words[0], digits=None), [], words[1:])
     if after[-1:] == ["views"]:
         after[-1] = VIEWS
     label = " ".join([*before, known.label, *after])
     return replace(known, label=label)
 
 
-def _longest_entry(words: list[str]) -> tuple[Metric, list[str], list[str]]:
+def _longest_entry(words: list[str]) -> tuple[Metric, list[str], list[str]] | None:
     """The entry of the most words that follow each other in `words`, and what stands before and after it."""
     for length in range(len(words), 0, -1):
         for start in range(len(words) - length + 1):
@@ -72,7 +72,7 @@ def _longest_entry(words: list[str]) -> tuple[Metric, list[str], list[str]]:
             known = METRICS.get("_".join(words[start:end]))
             if known is not None:
                 return known, words[:start], words[end:]
-    return Metric(words[0], digits=None), [], words[1:]
+    return None
 
 
 def readable_name(name: str) -> str:
@@ -90,12 +90,27 @@ def shown(name: str, value: float) -> str:
 
 
 def better_by(*names: str) -> Callable[[Mapping[str, float], Mapping[str, float]], bool]:
-    """A function of (metrics, best): whether the metrics beat the best by the first of `names` that differs."""
+    """A function of (metrics, best): whether the metrics beat the best by the first of `names` that differs.
+
+    Whether more of a metric is better its entry in `METRICS` says; of one without an entry a sign before the name
+    does: `better_by("+boundary_f1", "loss")`. A best that lacks the metric, as one of a run from before it was
+    there, is beaten. Raises ValueError for a name with neither sign nor entry.
+    """
+    more_is_better: dict[str, bool] = {}
+    for name in names:
+        if name.startswith(("+", "-")):
+            more_is_better[name[1:]] = name.startswith("+")
+        elif _longest_entry(name.split("_")):
+            more_is_better[name] = metric(name).more_is_better
+        else:
+            raise ValueError(f"is more of {name} better? Write +{name} or -{name}, or give it a row in METRICS")
 
     def is_better(metrics: Mapping[str, float], best: Mapping[str, float]) -> bool:
-        for name in names:
+        for name, more in more_is_better.items():
+            if name not in best:
+                return True
             if metrics[name] != best[name]:
-                return (metrics[name] > best[name]) == metric(name).more_is_better
+                return (metrics[name] > best[name]) == more
         return False
 
     return is_better

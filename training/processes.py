@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather, gather_object
+from torch import nn
 
 from training.errors import UsageError
+
+SAMPLED = 16  # numbers of each parameter that are compared
 
 
 def raise_together(accelerator: Accelerator, problem: str | None) -> None:
@@ -25,3 +29,23 @@ def on_main_process(accelerator: Accelerator, do: Callable[[], None]) -> None:
         except UsageError as error:
             problem = str(error)
     raise_together(accelerator, problem)
+
+
+@torch.no_grad()
+def raise_if_replicas_differ(accelerator: Accelerator, model: nn.Module) -> None:
+    """Raise RuntimeError where the processes' copies of `model` have run apart. All processes call.
+
+    Nothing else would notice: each would train on, and the main process's weights would be saved. Some numbers of
+    each parameter are compared, to a thousandth: machines of other kinds may round otherwise.
+    """
+    if accelerator.num_processes == 1:
+        return
+    flat = (parameter.detach().flatten() for parameter in model.parameters())
+    sample = torch.cat([values[:: max(1, len(values) // SAMPLED)][:SAMPLED].float() for values in flat])
+    copies = gather(sample).view(accelerator.num_processes, -1)  # (processes, numbers)
+    apart = (copies.amax(0) - copies.amin(0)) > 1e-3 * copies.abs().amax(0) + 1e-5
+    if bool(apart.any()):
+        raise RuntimeError(
+            "the processes train different weights: something in train_update is drawn for each process and not "
+            "for the update; draw it after seed_micro_batch(config.seed, step, n_parts), the same in all"
+        )

@@ -155,7 +155,11 @@ class Augmenter:
         return ((torch.cat(views) * std + mean) / 255).clamp(0, 1)
 
     def _uniform(self, epoch: int) -> np.ndarray:
-        """(7, N) in [0, 1): a column an example, the same however many examples follow it."""
+        """(7, N) in [0, 1): a column an example, the same however many examples follow it.
+
+        A new choice draws from a key of its own, `seeded_rng(Stream.AUGMENTATION, seed, epoch, 1)`: more rows here
+        would change all others, and with them every seed's run.
+        """
         return seeded_rng(Stream.AUGMENTATION, self.seed, epoch).random((self.n_images, 7)).T
 
     def _to_device(self, choices: np.ndarray) -> Tensor:

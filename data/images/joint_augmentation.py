@@ -86,7 +86,8 @@ class JointAugmenter:
     def draw(self, epoch: int) -> None:
         """Make the random choices of all N images for `epoch`: on the CPU, so that each device sees the same."""
         a = self.augmentation
-        # Each choice has its own row, drawn or not: to turn one on changes none of the others.
+        # Each choice has its own row, drawn or not: to turn one on changes none of the others. A new one draws from
+        # a key of its own, seeded_rng(Stream.AUGMENTATION, seed, epoch, 1): more rows here would change all others.
         choices = seeded_rng(Stream.AUGMENTATION, self.seed, epoch).random((self.n_images, 17)).T
         flip, turns, mixed, other = choices[[0, 9, 10, 11]]
         self._draw_rectangles(*choices[12:])

@@ -78,6 +78,18 @@ def test_better_is_more_or_less_as_the_metric_is_meant():
     assert not better_by("nll")({"nll": 2.5}, {"nll": 2.0})
 
 
+def test_of_a_metric_that_no_table_knows_a_sign_says_whether_more_is_better():
+    more, less = {"boundary_f1": 0.9}, {"boundary_f1": 0.1}
+    assert better_by("+boundary_f1")(more, less) and not better_by("+boundary_f1")(less, more)
+    assert better_by("-boundary_f1")(less, more) and better_by("-accuracy")({"accuracy": 0.1}, {"accuracy": 0.2})
+    with pytest.raises(ValueError, match=r"\+boundary_f1"):
+        better_by("boundary_f1")
+
+
+def test_a_best_of_before_there_was_the_metric_is_beaten():
+    assert better_by("dice", "loss")({"dice": 0.5, "loss": 1.0}, {"loss": 0.1})
+
+
 def test_a_tie_is_decided_by_the_next_name_and_else_the_best_stays():
     better = better_by("accuracy", "loss")
     best = {"step": 7, "accuracy": 0.5, "loss": 1.0}

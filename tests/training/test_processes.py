@@ -1,0 +1,34 @@
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from two_processes import on_processes
+
+from training.processes import raise_if_replicas_differ
+
+
+def of_copies(accelerator: Accelerator) -> tuple[str, str]:
+    """What is raised for equal copies, and for copies of which one has moved."""
+    torch.manual_seed(0)
+    model = nn.Linear(5, 7)
+    said = []
+    for moves in (0.0, 0.01 * accelerator.process_index):
+        with torch.no_grad():
+            model.weight += moves
+        try:
+            raise_if_replicas_differ(accelerator, model)
+            said.append("")
+        except RuntimeError as error:
+            said.append(str(error))
+    return tuple(said)
+
+
+@pytest.mark.training
+def test_copies_that_have_run_apart_are_found_by_each_process(tmp_path):
+    for equal, apart in on_processes(2, of_copies, tmp_path):
+        assert equal == ""
+        assert "seed_micro_batch(config.seed, step, n_parts)" in apart
+
+
+def test_one_process_has_nothing_to_compare(fresh_accelerate):
+    assert of_copies(Accelerator(cpu=True)) == ("", "")
