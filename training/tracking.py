@@ -38,17 +38,18 @@ def require_tracker(name: str) -> None:
 def tracked_settings(script: str, config: Any, **facts: Any) -> dict[str, Any]:
     """The settings of a run for a tracker's table: flat, lists as on a command line, without secrets.
 
-    `config` is the script's dataclass; `facts` stand beside its fields.
+    `config` is the script's dataclass; `facts` stand beside its fields. What is None is left out: TensorBoard takes
+    none.
     """
     settings = {"script": script, **asdict(config), **facts}
-    return {name: _as_typed(value) for name, value in settings.items()}
+    return {name: _as_typed(value) for name, value in settings.items() if value is not None}
 
 
 def _as_typed(value: Any) -> Any:
     """(64, 256) becomes "64 256"."""
     if isinstance(value, tuple | list):
         return " ".join(str(_as_typed(part)) for part in value)
-    return value if isinstance(value, bool | int | float | None) else redacted(str(value))
+    return value if isinstance(value, bool | int | float) else redacted(str(value))
 
 
 class Backend(Protocol):

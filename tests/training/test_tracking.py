@@ -187,8 +187,11 @@ def test_a_resume_from_another_folder_uploads_the_piece_that_lies_there(fresh_ac
 # --- the other trackers
 
 
-def test_tensorboard_has_the_numbers_of_a_run_and_a_resume_forgets_what_it_repeats(fresh_accelerate, tmp_path):
+def test_tensorboard_has_the_numbers_of_a_run_and_a_resume_forgets_what_it_repeats(
+    fresh_accelerate, tmp_path, monkeypatch
+):
     pytest.importorskip("tensorboard")
+    monkeypatch.setattr("training.run.git_commit", lambda: None)  # as where the code is in no repository
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = open_run(tmp_path / "run", tracker="tensorboard")
