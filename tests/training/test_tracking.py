@@ -208,6 +208,22 @@ def test_tensorboard_has_the_numbers_of_a_run_and_a_resume_forgets_what_it_repea
     assert shown == [(1, 2.0), (2, 20.0), (3, 30.0), (4, 40.0)]
 
 
+@pytest.mark.parametrize("call", ["__init__", "add_hparams", "add_scalar", "add_text", "close"])
+def test_a_call_of_tensorboard_that_fails_never_ends_the_run(fresh_accelerate, tmp_path, monkeypatch, capsys, call):
+    pytest.importorskip("tensorboard")
+
+    def fail(*args, **options):
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(f"torch.utils.tensorboard.SummaryWriter.{call}", fail)
+    run = open_run(tmp_path / "run", tracker="tensorboard")
+    for step in (1, 2):
+        log_everything(run, step)
+    finish(run)
+    assert capsys.readouterr().err.count("warning: TensorBoard failed and is off for this run: RuntimeError") == 1
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
 def test_trackio_has_the_numbers_of_a_run_and_of_its_resume(fresh_accelerate, tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     trackio = pytest.importorskip("trackio")
