@@ -169,6 +169,7 @@ def test_an_average_that_narrows_ends_at_the_last_weights(train, tmp_path, narro
     assert all(torch.equal(averaged[name], last[name]) for name in last) == narrows
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_demo_as_the_readme_launches_it_learns_the_shapes(tmp_path):
     command = [

@@ -159,6 +159,7 @@ def test_eval_only_gives_the_same_bounds_and_trains_nothing(train, tmp_path):
     assert not (tmp_path / "evaluated" / "checkpoints").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_demo_as_the_readme_launches_it_learns_the_digits(tmp_path):
     command = [

@@ -425,6 +425,7 @@ def test_several_processes_that_do_not_know_of_each_other_are_refused(train, tmp
 # --- learning
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_it_learns_to_copy_random_digits_from_any_seed(train, tmp_path, model):
     """As Sockeye's system tests: a fresh task each time, and perplexity and exact match demanded."""
@@ -477,6 +478,7 @@ def test_it_learns_to_copy_random_digits_from_any_seed(train, tmp_path, model):
     assert exact >= 0.98, f"seed {seed}"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_demo_as_the_readme_launches_it_reaches_bleu_95(tmp_path):
     command = [

@@ -182,6 +182,7 @@ def test_eval_only_gives_the_same_score_and_trains_nothing(train, tmp_path):
     assert not (tmp_path / "evaluated" / "checkpoints").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_demo_as_the_readme_launches_it_learns_the_shapes(tmp_path):
     command = [
