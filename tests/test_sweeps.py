@@ -132,7 +132,7 @@ def test_the_agents_command_is_understood_to_the_value(script, which, tmp_path, 
 @pytest.mark.training
 @pytest.mark.parametrize("script", SWEEPS)
 def test_a_trial_logs_what_the_sweep_chooses_by_and_the_dashboard_shows(
-    script, fresh_accelerate, fresh_wandb, tmp_path, monkeypatch
+    script, fresh_accelerate, fresh_wandb, tmp_path, monkeypatch, capfd
 ):
     program, *args = command_of_agent(SWEEPS[script], -1, tmp_path, monkeypatch)
     module = importlib.import_module(f"train_{script}")
@@ -141,6 +141,7 @@ def test_a_trial_logs_what_the_sweep_chooses_by_and_the_dashboard_shows(
     monkeypatch.setattr(sys, "argv", [program, *args, *short])
     run_script(module.main, module.RECIPES, "", user_errors=(module.DataError,))
 
+    assert "locked by 'sweep'" not in capfd.readouterr().err
     run = tmp_path / "runs" / "sweep" / RUN_ID
     logged = {name for row in read_metrics(run / "metrics.jsonl") for name in row}
     summary = json.loads((run / "summary.json").read_text())

@@ -167,13 +167,14 @@ class WandbBackend:
             "job_type": config.recipe,
             "name": f"{tracking.script}/{config.recipe}",
             "tags": [*tracking.tags],
+            "config": settings,  # later, W&B would warn of each setting that a sweep's agent chose
             # A run dropped before its end must not be handed out again as the next one's.
             "settings": wandb.Settings(silent=True, console="off", reinit="finish_previous", save_code=True),
             **({"mode": mode} if mode else {}),
             **({"id": tracking.id, "resume": "allow"} if tracking.resumed else {}),
         }
         with _redacted_command_line():  # which W&B keeps with the run
-            tracking.accelerator.init_trackers(PROJECT, settings, init_kwargs={"wandb": options})
+            tracking.accelerator.init_trackers(PROJECT, init_kwargs={"wandb": options})
         self.run = tracking.accelerator.get_tracker("wandb", unwrap=True)
         tracking.id = self.run.id
         self.run.define_metric("step")

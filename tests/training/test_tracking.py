@@ -61,7 +61,7 @@ CALLS = [
     ("wandb.Run", "log"),
     ("wandb.Run", "finish"),
     ("wandb.sdk.wandb_summary.Summary", "update"),
-    ("accelerate.tracking.WandBTracker", "store_init_configuration"),
+    ("accelerate.tracking.WandBTracker", "start"),
 ]
 
 
