@@ -43,11 +43,13 @@ class EMA(Generic[M]):
         if updates_left is not None:
             weight = max(weight, 1 / (updates_left + 1))
         torch._foreach_lerp_([_local(a) for a in averages], [_local(p).float() for p in current], weight)
-        for averaged, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-            if averaged.is_floating_point():  # running statistics of norms
-                averaged.lerp_(buffer.to(averaged.dtype), weight)
-            else:
-                averaged.copy_(buffer)
+        buffers = list(zip(self.module.buffers(), model.buffers(), strict=True))
+        statistics = [pair for pair in buffers if pair[0].is_floating_point()]  # running ones of norms
+        counts = [pair for pair in buffers if not pair[0].is_floating_point()]
+        if statistics:
+            torch._foreach_lerp_([a for a, _ in statistics], [b.to(a.dtype) for a, b in statistics], weight)
+        if counts:
+            torch._foreach_copy_([a for a, _ in counts], [b for _, b in counts])
         self.n_averaged += 1
 
     @torch.no_grad()

@@ -23,6 +23,28 @@ def orthogonalize(matrix: Tensor, n_steps: int = 3, eps: float = 1e-7) -> Tensor
     return (x if wide else x.mT).reshape(matrix.shape)
 
 
+def _orthogonalized(matrices: list[Tensor], n_steps: int) -> list[Tensor]:
+    """`orthogonalize` of each matrix, or batch of matrices.
+
+    On a GPU those of equal shape are one batch: some twenty kernels for all of them, where each would take as many.
+    On a CPU, which launches none, each stays in the cache by itself.
+    """
+    if not _launches_kernels(matrices[0].device):
+        return [orthogonalize(matrix, n_steps) for matrix in matrices]
+    indices: dict[torch.Size, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        indices.setdefault(matrix.shape, []).append(i)
+    found: dict[int, Tensor] = {}
+    for same in indices.values():
+        batch = orthogonalize(torch.stack([matrices[i] for i in same]), n_steps)
+        found |= zip(same, batch.unbind(), strict=True)
+    return [found[i] for i in range(len(matrices))]
+
+
+def _launches_kernels(device: torch.device) -> bool:
+    return device.type != "cpu"
+
+
 def _gradients(params: list[Tensor]) -> list[Tensor]:
     """Those of parameters that have one."""
     return [p.grad for p in params if p.grad is not None]
@@ -89,15 +111,17 @@ class Muon(Optimizer):
             torch._foreach_add_(buffers, grads)
             updates = torch._foreach_add(grads, buffers, alpha=group["momentum"])
             if group["orthogonal"]:
-                for p, update in zip(params, updates, strict=True):
-                    direction = orthogonalize(update.reshape(len(update), -1).to(self.dtype), group["n_steps"])
+                matrices = [update.reshape(len(update), -1).to(self.dtype) for update in updates]
+                directions = _orthogonalized(matrices, group["n_steps"])
+                norms = torch._foreach_norm(params)
+                for p, direction, norm_now in zip(params, directions, norms, strict=True):
                     if group["keeps_norm"]:
                         norm = self._first_norm(p)
-                        p.mul_(norm / p.norm())
+                        p.mul_(norm / norm_now)
                         direction = direction * (norm / len(p) ** 0.5)
                     else:
-                        p.mul_(len(p) ** 0.5 / p.norm())
-                    p.add_(direction.view(update.shape), alpha=-group["lr"])
+                        p.mul_(len(p) ** 0.5 / norm_now)
+                    p.add_(direction.view(p.shape), alpha=-group["lr"])
             else:
                 torch._foreach_add_(params, updates, alpha=-group["lr"])
         return loss
@@ -217,7 +241,7 @@ class MuonAdamW(Optimizer):
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         updates = torch._foreach_lerp(grads, buffers, group["momentum"])
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        for p, update in zip(params, updates, strict=True):
-            blocks = update.to(self.dtype).unflatten(0, (group["n_blocks"], -1))
-            direction = orthogonalize(blocks, group["n_steps"]).reshape(p.shape)
-            p.add_(direction, alpha=-group["lr"] * 0.2 * max(blocks.shape[1:]) ** 0.5)
+        blocks = [update.to(self.dtype).unflatten(0, (group["n_blocks"], -1)) for update in updates]
+        directions = _orthogonalized(blocks, group["n_steps"])
+        for p, direction in zip(params, directions, strict=True):
+            p.add_(direction.reshape(p.shape), alpha=-group["lr"] * 0.2 * max(direction.shape[1:]) ** 0.5)

@@ -245,3 +245,30 @@ def test_muon_groups_hold_every_parameter_once_and_gates_as_four_blocks():
     }
     assert sum(len(group["params"]) for group in groups) == len(names)
     MuonAdamW(groups, 0.1)  # fits
+
+
+@pytest.mark.parametrize("kind", ["muon", "muon_adamw"])
+def test_matrices_of_a_shape_are_one_batch_on_a_gpu_with_the_same_updates(monkeypatch, kind):
+    shapes = [(8, 6), (8, 6), (6, 8), (8, 6), (16, 4)]
+    batches, genuine = [], orthogonalize
+
+    def noted(matrices, n_steps):
+        batches.append(tuple(matrices.shape))
+        return genuine(matrices, n_steps)
+
+    monkeypatch.setattr("training.muon.orthogonalize", noted)
+    results = []
+    for on_gpu in (False, True):
+        monkeypatch.setattr("training.muon._launches_kernels", lambda device, on_gpu=on_gpu: on_gpu)
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+        group = {"params": params, "orthogonal": True}
+        optimizer = Muon([group], 0.1) if kind == "muon" else MuonAdamW([group | {"n_blocks": 2}], 0.1)
+        for _ in range(3):
+            set_gradients(params)
+            optimizer.step()
+        results.append([p.detach() for p in params])
+    for alone, batched in zip(*results, strict=True):
+        torch.testing.assert_close(batched, alone)
+    assert len(batches) == 3 * len(shapes) + 3 * 3
+    assert {shape[0] for shape in batches[3 * len(shapes) :]} == {3, 1}
