@@ -560,9 +560,11 @@ def test_the_range_test_begins_at_the_weight_of_the_kl_that_the_run_begins_at(tr
     assert weights[:6] == of_run == pytest.approx([2 / 3, 4 / 3, 2, 2, 2, 2])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compile_changes_neither_weights_nor_random_numbers(train, tmp_path):
-    flags = ("--max_train_steps", "3", "--log_every", "1")
+    few_levels = ("--image_size", "8", "--latent_dim", "2")  # each layer is compiled, for seconds
+    flags = (*few_levels, "--max_train_steps", "3", "--log_every", "1", "--valid_fraction", "0")
     assert train(tmp_path / "eager", *flags) == 0
     assert train(tmp_path / "compiled", *flags, "--compile", "--profile") == 0
     losses = [

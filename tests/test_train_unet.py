@@ -272,14 +272,14 @@ def test_all_refuses_to_resume_from_one_run(train, tmp_path, capsys):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_overfits_one_batch(name):
     torch.manual_seed(0)
-    train, _ = textured_shapes(8, 1, 32)
+    train, _ = textured_shapes(4, 1, 32)
     images = train.images.float() / 127.5 - 1
     masks = masks_from_trimaps(train.trimaps, "binary", "pet")
     config = Config(recipe=name, width=16, depth=3, **VARIANTS[name])
     assert config == train_unet.replace(RECIPES[name][1], width=16, depth=3)
     model = build_model(config, 2)
     optimizer = build_optimizer(model, config, "no")
-    for _ in range(150):
+    for _ in range(100):
         optimizer.zero_grad()
         segmentation_loss(model(images), masks, config.loss).mean().backward()
         optimizer.step()
