@@ -7,8 +7,7 @@ os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait make busy machines crawl
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core
-    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # a worker a core; and one process sums in the order that each of two does
 
 import pytest
 from accelerate_state import fresh_accelerate_state

@@ -406,6 +406,7 @@ class Run:
             **values,
             "train_seconds": round(train_seconds, 2),
             "total_seconds": round(self.total_seconds, 2),
+            "process_seconds": round(time.time() - psutil.Process().create_time(), 2),
             "n_parameters": sum(p.numel() for p in model.parameters()),
             "peak_memory_mb": round(peak_memory_mb(self.accelerator.device), 1),
             "device": hardware(self.accelerator),

@@ -112,6 +112,7 @@ def test_summary_is_flat_and_says_where_it_comes_from(fresh_accelerate, tmp_path
         "command",
     }
     assert expected <= summary.keys()
+    assert summary["process_seconds"] > summary["total_seconds"]  # which counts from where the run was opened
     assert summary["versions"]["torch"] == torch.__version__
     assert 50 < summary["peak_memory_mb"] < 100_000
 
