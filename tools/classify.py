@@ -35,7 +35,7 @@ class Classifier:
         self.device = device or default_device()
         self.class_names, self.image_size = opened.data["class_names"], opened.data["image_size"]
         self.mean, self.std = (torch.tensor(opened.data[name], device=self.device) for name in ("mean", "std"))
-        self.model = opened.load(build_model, self.device)
+        self.model = opened.load(build_model(self.config, len(self.class_names)), self.device)
 
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor, views: Views = "one") -> torch.Tensor:

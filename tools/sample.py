@@ -33,7 +33,7 @@ class Sampler:
         self.config = opened.config
         self.device = device or default_device()
         self.class_names = opened.data["class_names"]
-        self.model = opened.load(build_model, self.device)
+        self.model = opened.load(build_model(self.config, len(self.class_names)), self.device)
 
     def __call__(self, label: str, n: int, seed: int = 0, temperature: float = 1.0) -> Tensor:
         """(n, C, S, S) in 0..1, on the CPU. Raises UsageError for a label that is no class's name."""

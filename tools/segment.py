@@ -5,7 +5,6 @@ The masks can be trained on: as masks/ beside images/ of the pictures, `train_un
 All that it needs is in the run's folder: the checkpoint brings weights, config, class names and statistics along.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,10 +26,9 @@ from figures.segmentation import mask_colors, overlay_masks
 from models.segmentation_scores import predict_masks
 from models.test_time_augmentation import PixelViews, pixel_logits_over_views
 from train_unet import Config, build_model
-from training.checkpoints import checkpoint_of_run, load_weights, read_state
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
-from training.resuming import saved_settings
+from training.finished_run import default_device, open_run
 
 TRIMAP_LEVELS = (0, 255, 128)  # in masks of background, pet and border
 
@@ -43,21 +41,14 @@ class Segmenter:
     """
 
     def __init__(self, run: str | Path, device: torch.device | None = None):
-        checkpoint = checkpoint_of_run(run)
-        saved = read_state(checkpoint)["config"]
-        if "upsampling" not in saved:
-            raise UsageError(f"{checkpoint} is not of train_unet.py: name the folder of one of its runs")
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.config = saved_settings(Config, saved)
-        described = json.loads((checkpoint / "data.json").read_text(encoding="utf-8"))
-        self.class_names, self.image_size = described["class_names"], described["image_size"]
-        values = described.get("mask_values") or TRIMAP_LEVELS[: len(self.class_names)]
+        opened = open_run(run, "unet", Config)
+        self.config = opened.config
+        self.device = device or default_device()
+        self.class_names, self.image_size = opened.data["class_names"], opened.data["image_size"]
+        values = opened.data.get("mask_values") or TRIMAP_LEVELS[: len(self.class_names)]
         self.mask_values = [tuple(value) if isinstance(value, list) else value for value in values]
-        self.mean, self.std = (torch.tensor(described[name], device=self.device) for name in ("mean", "std"))
-        self.model = build_model(self.config, len(self.class_names))
-        load_weights(self.model, checkpoint)
-        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
-        self.model.eval()
+        self.mean, self.std = (torch.tensor(opened.data[name], device=self.device) for name in ("mean", "std"))
+        self.model = opened.load(build_model(self.config, len(self.class_names)), self.device)
 
     @torch.no_grad()
     def masks(self, images: torch.Tensor, size: tuple[int, int], views: PixelViews = "one") -> torch.Tensor:

@@ -63,7 +63,7 @@ def _readable(tokens: list[str]) -> list[str]:
 def relabelled_images(run: Path) -> RelabelledImages:
     """A test image of each of the first classes, and its latent decoded under every label."""
     opened = open_run(run, "cvae", train_cvae.Config)
-    model = opened.load(train_cvae.build_model, CPU)
+    model = opened.load(train_cvae.build_model(opened.config, len(opened.data["class_names"])), CPU)
     splits = train_cvae.load_splits(opened.config)
     labels = splits.test.labels
     shown = torch.tensor([int((labels == k).nonzero()[0]) for k in labels.unique()[:N_IMAGES]])

@@ -4,9 +4,8 @@ All that it needs is in the run's folder: the best checkpoint brings weights, co
 """
 
 import io
-import json
 import sys
-from dataclasses import fields
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -19,9 +18,9 @@ from data.seeding import Stream, seeded_generator
 from data.text.tokenization import EOS_ID, TextTokenizer
 from models.decoding import decode_in_batches, sample
 from train_translation import OLD_RULES, SPECIAL, Config, build_model
-from training.checkpoints import checkpoint_of_run, load_weights, read_state
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
+from training.finished_run import default_device, open_run
 from training.ranges import BatchSize, BeamSize, Count, LengthPower, Seed, Temperature, TokenBudget
 
 
@@ -32,15 +31,14 @@ class Translator:
     """
 
     def __init__(self, run: str | Path, device: torch.device | None = None):
-        checkpoint = checkpoint_of_run(run)
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        saved = OLD_RULES | read_state(checkpoint)["config"] | _as_tested(checkpoint)
-        self.config = Config(**{f.name: saved[f.name] for f in fields(Config) if f.name in saved})
-        self.source_tokenizer = TextTokenizer.load(checkpoint / "source_tokenizer.json")
-        self.target_tokenizer = TextTokenizer.load(checkpoint / "target_tokenizer.json")
-        self.model = build_model(self.config, self.source_tokenizer.vocab_size, self.target_tokenizer.vocab_size)
-        load_weights(self.model, checkpoint)
-        self.model.to(self.device).eval()
+        opened = open_run(run, "translation", Config, OLD_RULES)
+        tested_with = opened.summary.get("length_penalty", opened.config.length_penalty)
+        self.config = replace(opened.config, length_penalty=tested_with)
+        self.device = device or default_device()
+        self.source_tokenizer = TextTokenizer.load(opened.checkpoint / "source_tokenizer.json")
+        self.target_tokenizer = TextTokenizer.load(opened.checkpoint / "target_tokenizer.json")
+        vocab_sizes = self.source_tokenizer.vocab_size, self.target_tokenizer.vocab_size
+        self.model = opened.load(build_model(self.config, *vocab_sizes), self.device)
 
     def __call__(
         self,
@@ -93,15 +91,6 @@ class Translator:
         for i, translation in zip(written, self.target_tokenizer.decode(outputs, sources), strict=True):
             translations[i] = translation
         return translations
-
-
-def _as_tested(checkpoint: Path) -> dict:
-    """What a finished run chose for its test, after it wrote the config into the checkpoint."""
-    try:
-        summary = json.loads((checkpoint.parents[1] / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # still running, or a checkpoint that was copied elsewhere
-        return {}
-    return {name: summary[name] for name in ("length_penalty",) if name in summary}
 
 
 def main(

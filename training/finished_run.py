@@ -1,7 +1,7 @@
 """Opening a finished run: its best checkpoint, the settings that it was trained with, what it keeps of its data."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,11 @@ class FinishedRun(Generic[C]):
     checkpoint: Path
     config: C
 
+    @property
+    def folder(self) -> Path:
+        """The run's folder. Of a checkpoint that was copied elsewhere, what lies two levels above it."""
+        return self.checkpoint.absolute().parents[1]
+
     @cached_property
     def data(self) -> dict[str, Any]:
         """What the checkpoint keeps of images that it was trained on: "class_names", "image_size", ..
@@ -39,18 +44,37 @@ class FinishedRun(Generic[C]):
         """
         path = self.checkpoint / "data.json"
         if not path.exists():
-            raise _of_another_script(self.checkpoint, self.script)
+            raise UsageError(f"{self.checkpoint} is not of train_{self.script}.py: it holds no data.json")
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def load(self, build_model: Callable[[C, int], M], device: torch.device) -> M:
-        """The trained model, or the average of its weights where there is one, on `device`, for evaluation.
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What the run wrote into summary.json at its end; nothing of one that goes on, or of a lone checkpoint."""
+        try:
+            return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
 
-        `build_model(config, n_classes)` is the script's own.
+    def load(self, model: M, device: torch.device) -> M:
+        """`model`, built as `config` says, with the trained weights, or their average where there is one.
+
+        On `device`, for evaluation.
         """
-        model = build_model(self.config, len(self.data["class_names"]))
         load_weights(model, self.checkpoint)
         model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
         return model.eval()
+
+
+def script_of_run(run: str | Path) -> str:
+    """Which script a run folder, or one checkpoint, is of: "translation", "unet", "cvae" or "cifar".
+
+    Raises UsageError where there is no sound checkpoint, and where it is of none of them.
+    """
+    checkpoint = checkpoint_of_run(run)
+    script = _script_of_state(read_state(checkpoint))
+    if script is None:
+        raise UsageError(f"{checkpoint} is of none of the training scripts: name the folder of a run")
+    return script
 
 
 def open_run(
@@ -63,16 +87,20 @@ def open_run(
     """
     checkpoint = checkpoint_of_run(run)
     state = read_state(checkpoint)
-    theirs = state.get("script")
-    if script != theirs and (theirs is not None or FLAG_OF_SCRIPT[script] not in state["config"]):
-        raise _of_another_script(checkpoint, script)
+    theirs = _script_of_state(state)
+    if theirs != script:
+        of = f"of train_{theirs}.py, " if theirs else ""
+        raise UsageError(f"{checkpoint} is {of}not of train_{script}.py: name the folder of one of its runs")
     return FinishedRun(script, checkpoint, saved_settings(kind, {**old_rules, **state["config"]}))
+
+
+def _script_of_state(state: Mapping[str, Any]) -> str | None:
+    """Whose a checkpoint is, also of before checkpoints named their script."""
+    if "script" in state:
+        return state["script"]
+    return next((script for script, flag in FLAG_OF_SCRIPT.items() if flag in state.get("config", {})), None)
 
 
 def default_device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _of_another_script(checkpoint: Path, script: str) -> UsageError:
-    return UsageError(f"{checkpoint} is not of train_{script}.py: name the folder of one of its runs")

@@ -68,7 +68,7 @@ class Judge:
             )
         self.image_size = run.data["image_size"]
         self.mean, self.std = (torch.tensor(run.data[name], device=device) for name in ("mean", "std"))
-        self.model = run.load(build_model, device)
+        self.model = run.load(build_model(run.config, len(class_names)), device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, batch_size: int = 500) -> Tensor:
