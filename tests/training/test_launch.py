@@ -14,6 +14,13 @@ def test_processes_wait_for_hours_and_ddp_copies_neither_buffers_nor_gradients(f
     assert not accelerator.ddp_handler.broadcast_buffers and accelerator.ddp_handler.gradient_as_bucket_view
 
 
+def test_determinism_is_of_a_run_and_not_of_the_next_one(fresh_accelerate, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is as before afterwards
+    for deterministic in (True, False):
+        open_accelerator(deterministic=deterministic)
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+
+
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_fsdp_sums_gradients_and_returns_losses_in_fp32(fresh_accelerate, monkeypatch, precision, dtype):
     monkeypatch.setenv("FSDP_VERSION", "2")

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -312,6 +313,14 @@ def test_a_signal_saves_and_ends_at_the_update_it_comes_in(train, tmp_path, at):
     whole = train(tmp_path / "whole")
     assert first.shown + second.shown == whole.shown
     assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+
+
+def test_an_average_in_shards_is_made_whole_where_something_is_due(train, tmp_path):
+    loop, gathered = train(tmp_path).loop, []
+    loop.ema = SimpleNamespace(gather=lambda: gathered.append(True))
+    assert not loop.due("validate") and not loop.due("save") and not gathered
+    loop._checkpoint_is_due = True
+    assert loop.due("save") and gathered == [True]
 
 
 def test_processes_agree_on_a_signal_at_each_log_line_and_each_twentieth_update(train, tmp_path, monkeypatch):
