@@ -568,7 +568,7 @@ def report_test(run: Run, loop: Loop, model: nn.Module, corpus: TranslationCorpu
             run.output_dir,
             {"source": planner.source_lengths, "target": planner.target_lengths},
             planner.real_and_padding(planner.plan_epoch(0)),
-            attention_examples(model, corpus, SPECIAL, accelerator.device),
+            attention_examples(model, corpus.test.source, corpus.tokenizers, SPECIAL, accelerator.device),
         )
         run.log_figures(figures, loop.step)
     run.finish(summary, loop.train_seconds, model)

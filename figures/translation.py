@@ -1,12 +1,13 @@
 """The figures of a translation run's folder: curves, sentence lengths and padding, attention."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data.text.corpus import TranslationCorpus
+from data.text.tokenization import TextTokenizer
+from data.text.tokenized_text import TokenizedText
 from figures.curves import plot_attention, plot_curves, plot_length_histogram
 from models.decoding import SpecialTokens, greedy_search
 
@@ -18,16 +19,25 @@ PANELS = {
 }
 
 
-def attention_examples(model, corpus: TranslationCorpus, special: SpecialTokens, device: torch.device):
-    """Of three test sentences of some ten tokens: attention weights (H, T, S), source and target tokens."""
-    middling = np.argsort(np.abs(corpus.test.source.lengths - 10), kind="stable")[:3]
+def attention_examples(
+    model,
+    sentences: TokenizedText,
+    tokenizers: Mapping[str, TextTokenizer],
+    special: SpecialTokens,
+    device: torch.device,
+) -> Iterator[tuple[np.ndarray, list[str], list[str]]]:
+    """Of three sentences of some ten tokens: attention weights (H, T, S), source and target tokens.
+
+    `tokenizers`: those of "source" and "target".
+    """
+    middling = np.argsort(np.abs(sentences.lengths - 10), kind="stable")[:3]
     for sentence in middling.tolist():
-        source_ids = [*corpus.test.source[sentence].tolist(), special.end]
+        source_ids = [*sentences[sentence].tolist(), special.end]
         source = torch.tensor([source_ids], device=device)
         output = greedy_search(model, source, special)[0]
         weights = model.cross_attention_weights(source, torch.tensor([[special.begin, *output]], device=device))
-        target_tokens = corpus.target_tokenizer.tokens([*output, special.end])
-        yield weights[0].cpu().numpy(), corpus.source_tokenizer.tokens(source_ids), target_tokens
+        target_tokens = tokenizers["target"].tokens([*output, special.end])
+        yield weights[0].cpu().numpy(), tokenizers["source"].tokens(source_ids), target_tokens
 
 
 def plot_translation_run(

@@ -50,10 +50,7 @@ class FinishedRun(Generic[C]):
     @cached_property
     def summary(self) -> dict[str, Any]:
         """What the run wrote into summary.json at its end; nothing of one that goes on, or of a lone checkpoint."""
-        try:
-            return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        return summary_of_checkpoint(self.checkpoint)
 
     def load(self, model: M, device: torch.device) -> M:
         """`model`, built as `config` says, with the trained weights, or their average where there is one.
@@ -63,6 +60,14 @@ class FinishedRun(Generic[C]):
         load_weights(model, self.checkpoint)
         model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
         return model.eval()
+
+
+def summary_of_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """The summary.json of the run that a checkpoint lies in; nothing where there is none."""
+    try:
+        return json.loads((checkpoint.absolute().parents[1] / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def script_of_run(run: str | Path) -> str:

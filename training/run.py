@@ -83,8 +83,12 @@ def begin_run(config: Any) -> Accelerator:
     return accelerator
 
 
-def open_accelerator(gradient_accumulation_steps: int = 1, deterministic: bool = False) -> Accelerator:
+def open_accelerator(
+    gradient_accumulation_steps: int = 1, deterministic: bool = False, mixed_precision: str | None = None
+) -> Accelerator:
     """The Accelerator as the launch and its YAML ask for it: precision, device and processes are theirs.
+
+    A tool, which nothing launches, names its `mixed_precision`, and is not warned of how it was launched.
 
     A script that does several runs opens one for each; the processes stay joined until `close_accelerator`.
     `deterministic` as in training/backends.py.
@@ -100,7 +104,10 @@ def open_accelerator(gradient_accumulation_steps: int = 1, deterministic: bool =
         raise UsageError(missing)
     prepare_determinism(deterministic)
     accelerator = Accelerator(
-        cpu=cpu, gradient_accumulation_steps=gradient_accumulation_steps, kwargs_handlers=accelerator_handlers()
+        cpu=cpu,
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        kwargs_handlers=accelerator_handlers(),
     )
     problem = not_as_asked(accelerator)
     if problem:
@@ -117,7 +124,7 @@ def open_accelerator(gradient_accumulation_steps: int = 1, deterministic: bool =
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         # Batches vary in size; the engine only wants a number, which it would else take from a DataLoader.
         accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
-    if accelerator.is_main_process and not opened_before:
+    if accelerator.is_main_process and mixed_precision is None and not opened_before:
         for warning in _launch_warnings(accelerator):
             print(f"warning: {warning}", file=sys.stderr, flush=True)
     return accelerator

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import sacrebleu
@@ -129,8 +130,13 @@ def report_translations(
         + ("none is left" if rest is None else f"BLEU {rest:.2f} on the other {n_rest:,}")
     )
     if run.accelerator.is_main_process:
-        folder = run.output_dir / "translations"
-        folder.mkdir(exist_ok=True)
-        for kind, lines in (("src", sources), ("hyp", hypotheses), ("ref", references)):
-            (folder / f"{name}.{kind}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_translations(run.output_dir / "translations", name, translations)
     return {f"{name}/{key}": value for key, value in metrics.items()}
+
+
+def write_translations(folder: Path, name: str, translations: Translations) -> None:
+    """Write <name>.src.txt, .hyp.txt and .ref.txt, a sentence a line, for the `sacrebleu` command."""
+    folder.mkdir(exist_ok=True)
+    sides = {"src": translations.sources, "hyp": translations.hypotheses, "ref": translations.references}
+    for kind, lines in sides.items():
+        (folder / f"{name}.{kind}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

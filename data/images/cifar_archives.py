@@ -7,19 +7,23 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import DataError
-from data.images.rows import MAX_CLASSES, ImageRows, RowSplits, read_bytes, reason
+from data.images.rows import MAX_CLASSES, ImageRows, RowSplits, no_rows, read_bytes, reason
 
 
 def _holds_cifar_10(folder: Path) -> bool:
-    return (folder / "data_batch_1").is_file()
+    return (folder / "data_batch_1").is_file() or _are_files(folder, "test_batch", "batches.meta")
+
+
+def _are_files(folder: Path, *names: str) -> bool:
+    return all((folder / name).is_file() for name in names)
 
 
 def holds_cifar_pickles(folder: Path) -> bool:
-    return _holds_cifar_10(folder) or ((folder / "train").is_file() and (folder / "meta").is_file())
+    return _holds_cifar_10(folder) or any(_are_files(folder, split, "meta") for split in ("train", "test"))
 
 
 def read_cifar_pickles(folder: Path) -> RowSplits:
-    """cifar-10-batches-py or cifar-100-python (with its fine labels).
+    """cifar-10-batches-py or cifar-100-python (with its fine labels); the test batch may be alone.
 
     Raises DataError for a file that is missing or damaged, and for a pickle that holds anything but what the CIFAR
     files do; nothing in it is executed.
@@ -35,7 +39,7 @@ def _read_batches(train: list[Path], test: Path, meta: Path, prefix: str) -> Row
     if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
         raise DataError(f"{meta} holds no list `{prefix}label_names`: unpack the official archive again")
     return (
-        _joined([_read_batch(path, f"{prefix}labels") for path in train]),
+        _joined([_read_batch(path, f"{prefix}labels") for path in _unless_absent(train)]),
         _read_batch(test, f"{prefix}labels"),
         tuple(_text(name) for name in names),
     )
@@ -58,7 +62,14 @@ def _read_batch(path: Path, label_key: str) -> ImageRows:
     return ImageRows(pixels.reshape(n, 3, 32, 32), labels, [f"{path} row {row}" for row in range(n)])
 
 
+def _unless_absent(train: list[Path]) -> list[Path]:
+    """The training files, of which some may be missing by mistake; none where all are."""
+    return train if any(path.is_file() for path in train) else []
+
+
 def _joined(parts: list[ImageRows]) -> ImageRows:
+    if not parts:
+        return no_rows()
     return ImageRows(
         np.concatenate([part.images for part in parts]),
         np.concatenate([part.labels for part in parts]),
@@ -119,15 +130,16 @@ def _text(string: bytes | str) -> str:
 
 
 def holds_cifar_binary(folder: Path) -> bool:
-    return (folder / "data_batch_1.bin").is_file()
+    return (folder / "data_batch_1.bin").is_file() or _are_files(folder, "test_batch.bin", "batches.meta.txt")
 
 
 def read_cifar_binary(folder: Path) -> RowSplits:
-    """cifar-10-batches-bin: a row is one byte of label, then 3×32×32 of pixels.
+    """cifar-10-batches-bin: a row is one byte of label, then 3×32×32 of pixels. The test batch may be alone.
 
     Raises DataError for a file that is missing or cut short.
     """
-    train = _joined([_read_binary_batch(folder / f"data_batch_{number}.bin") for number in range(1, 6)])
+    paths = [folder / f"data_batch_{number}.bin" for number in range(1, 6)]
+    train = _joined([_read_binary_batch(path) for path in _unless_absent(paths)])
     names = read_bytes(folder / "batches.meta.txt").decode(errors="replace").split()
     return train, _read_binary_batch(folder / "test_batch.bin"), tuple(names)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import DataError
-from data.images.rows import HELD_OUT, ImageRows, RowSplits, read_bytes, visible_folders
+from data.images.rows import HELD_OUT, ImageRows, RowSplits, no_rows, read_bytes, visible_folders
 
 _TRAIN_NAMES = ("train", "training")
 _HELD_OUT_NAMES = ("test", "testing", *HELD_OUT[1:])  # the first one that is there is the test split
@@ -19,7 +19,10 @@ def read_class_folders(data_dir: Path) -> RowSplits | None:
 
     Images may lie at any depth below their class, and all of it in one folder more, as archives unpack.
     Without a held-out folder, the hash of each file decides whether it is held out, so equal files fall on the
-    same side; of a class of two images or more, one is held out. None without class folders. Raises DataError for
+    same side; of a class of two images or more, one is held out. A held-out folder may be alone. None without class
+    folders.
+
+    Raises DataError for
     a class without images, for one that only the held-out split has, and for a file that cannot be read.
     """
     data_dir = _unwrapped(data_dir)
@@ -27,7 +30,10 @@ def read_class_folders(data_dir: Path) -> RowSplits | None:
     root = train[0] if train else data_dir
     names = tuple(_class_folders(root))
     if {name.lower() for name in names} <= {*_TRAIN_NAMES, *_HELD_OUT_NAMES}:  # none, or splits without classes
-        return None
+        if not held_out:
+            return None
+        names = tuple(_class_folders(held_out[0]))
+        return no_rows(), _read_classes(held_out[0], names), names
     rows = _read_classes(root, names)
     if held_out:
         return rows, _read_classes(held_out[0], names), names

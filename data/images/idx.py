@@ -9,21 +9,24 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import DataError
-from data.images.rows import ImageRows, RowSplits, read_bytes, reason
+from data.images.rows import ImageRows, RowSplits, no_rows, read_bytes, reason
 
 
 def holds_mnist(folder: Path) -> bool:
-    return bool(_idx_paths(folder, "train-images", 3))
+    return any(_idx_paths(folder, f"{split}-images", 3) for split in ("train", "t10k"))
 
 
 def read_mnist(folder: Path) -> RowSplits:
     """The four files train-images-idx3-ubyte and so on (or train-images.idx3-ubyte), each plain or gzipped.
 
+    The two of the test may be alone.
+
     Raises DataError for a file that is missing, damaged, cut short or of another type, and for images and labels
     that differ in number.
     """
-    train, test = (_read_idx_split(folder, name) for name in ("train", "t10k"))
-    return train, test, None
+    of_train = _idx_paths(folder, "train-images", 3) + _idx_paths(folder, "train-labels", 1)
+    train = _read_idx_split(folder, "train") if of_train else no_rows()
+    return train, _read_idx_split(folder, "t10k"), None
 
 
 def _idx_paths(folder: Path, name: str, n_dims: int) -> list[Path]:

@@ -1,7 +1,7 @@
 """Image sets with one label per image (CIFAR-10, MNIST, ...) as uint8 tensors, from wherever they are on disk."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,6 +129,51 @@ def load_image_splits(
         for rows in (train, test)
     )
     return ImageSplits(train, test, names)
+
+
+def load_test_images(
+    data_dir: str | Path, class_names: Sequence[str], *, image_size: int, n_channels: int, whole: bool = False
+) -> LabelledImages:
+    """The images of a folder to test a net on that tells apart `class_names`; labels are places in these.
+
+    data_dir: a folder in one of the layouts of `load_image_splits`, which may have a test split alone. Its classes
+        are found by their names.
+    whole: take the training images too, before the others.
+
+    Raises DataError as `load_image_splits` does, and for images of a class that is none of `class_names`.
+    """
+    train, test, names = read_image_folder(Path(data_dir))
+    chosen = [rows for rows in ((train, test) if whole else (test,)) if rows.places]
+    if not chosen:
+        raise DataError(f"the test split of {data_dir} is empty: give images")
+    if names is None:
+        most = max(int(rows.labels.max()) for rows in chosen)
+        names = tuple(str(label) for label in range(min(most, MAX_CLASSES - 1) + 1))
+    parts = []
+    for rows in chosen:
+        _check_labels(rows, len(names))
+        labels = _labels_by_name(rows.labels, names, class_names, data_dir)
+        pixels = _to_pixels(rows, image_size, n_channels)
+        parts.append(LabelledImages(torch.from_numpy(pixels), torch.from_numpy(labels)))
+    return LabelledImages(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
+
+
+def _labels_by_name(
+    labels: np.ndarray, names: Sequence[str], class_names: Sequence[str], data_dir: str | Path
+) -> np.ndarray:
+    """Labels (N,) of classes `names` as places in `class_names`."""
+    unknown = [names[label] for label in np.unique(labels) if names[label] not in class_names]
+    if unknown:
+        raise DataError(
+            f"{data_dir} has images of {_listed(unknown)}, but the run tells apart {_listed(class_names)}: name "
+            "the classes alike, or leave these images out"
+        )
+    place = np.array([class_names.index(name) if name in class_names else -1 for name in names], dtype=np.int64)
+    return place[labels]
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def require_trainable(splits: ImageSplits, n_parts: int) -> None:

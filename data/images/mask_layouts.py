@@ -85,7 +85,7 @@ class _File:
         return self.relative.stem
 
 
-def find_pairs(data_dir: Path) -> SplitPairs:
+def find_pairs(data_dir: Path, *, needs_training: bool = True) -> SplitPairs:
     """The pairs of pictures and masks below `data_dir`, those for training and those for the test.
 
     The split is that of the lists train.txt and test.txt (or val.txt) where there are any: a picture's name or
@@ -94,7 +94,8 @@ def find_pairs(data_dir: Path) -> SplitPairs:
 
     Hidden files, and files whose suffix is none of `SUFFIXES`, are not looked at. Raises DataError where there is
     no pair; for a picture without a mask and a mask without a picture, unless lists leave them out; for two files
-    that claim one name; for a list that names what is not there; and for an empty split.
+    that claim one name; for a list that names what is not there; and for an empty split, but for that of the
+    training unless it `needs_training`.
     """
     files = _without_overlays([_described(path, data_dir) for path in _image_files(data_dir)])
     pictures, masks = _kinds(files)
@@ -112,14 +113,14 @@ def find_pairs(data_dir: Path) -> SplitPairs:
         )
     lists = _find_lists(data_dir)
     if lists:
-        return _split_by_lists(lists, pairs, without_mask)
+        return _split_by_lists(lists, pairs, without_mask, needs_training)
     splits = {split for split in (picture.split for picture in pictures) if split}
     unlabelled = {s for s in splits if not any(picture.split == s for picture, _ in matched)}
     without_mask = [picture for picture in without_mask if picture.split not in unlabelled]
     _refuse_lonely(data_dir, without_mask, without_picture, len(pictures))
     split_of = {picture.relative: picture.split or mask.split for picture, mask in matched}
     notes = [f"the pictures of {split} have no masks and are left out" for split in sorted(unlabelled)]
-    return _split_by_folders(data_dir, pairs, split_of, notes)
+    return _split_by_folders(data_dir, pairs, split_of, notes, needs_training)
 
 
 # Files, and what their paths say
@@ -310,7 +311,10 @@ def _find_lists(data_dir: Path) -> dict[str, Path]:
 
 
 def _split_by_lists(
-    lists: Mapping[str, Path], pairs: Mapping[PurePosixPath, Pair], without_mask: Sequence[_File]
+    lists: Mapping[str, Path],
+    pairs: Mapping[PurePosixPath, Pair],
+    without_mask: Sequence[_File],
+    needs_training: bool,
 ) -> SplitPairs:
     """By train.txt and the first held-out list; with one list alone, the other split is the rest of the pairs."""
     listed = _by_listed_name((pair, path) for path, pair in pairs.items())
@@ -330,7 +334,7 @@ def _split_by_lists(
         notes.append(f"{lists['valid']} is not used")
     train, test = chosen.get("train", rest), chosen[held_out] if held_out else rest
     for split, found in (("training", train), ("test", test)):
-        if not found:
+        if not found and (needs_training or split == "test"):
             raise DataError(
                 f"{' and '.join(str(path) for path in lists.values())} leave no picture for the {split} split: "
                 "list some for it"
@@ -392,6 +396,7 @@ def _split_by_folders(
     pairs: Mapping[PurePosixPath, Pair],
     split_of: Mapping[PurePosixPath, str | None],
     notes: list[str],
+    needs_training: bool,
 ) -> SplitPairs:
     by_split: dict[str | None, list[Pair]] = defaultdict(list)
     for path, pair in pairs.items():
@@ -402,7 +407,7 @@ def _split_by_folders(
             f"{by_split[None][0].picture} lies in neither split, others do in train: move it into one of them"
         )
     train = by_split["train"] or by_split[None]
-    if not train:
+    if not train and needs_training:
         raise DataError(f"{data_dir} has pictures of the {held_out} split alone: add train/, or rename the folder")
     if held_out == "test" and by_split["valid"]:
         notes = [*notes, f"the {len(by_split['valid'])} pictures of the validation folder are not used"]

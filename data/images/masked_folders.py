@@ -71,6 +71,66 @@ def load_masked_folder(data_dir: Path, *, image_size: int, ignore_value: int | N
     return MaskSplits(train, test, classes.names, classes.values, tuple(notes))
 
 
+def load_test_masks(
+    data_dir: Path,
+    class_names: Sequence[str],
+    mask_values: Sequence[Value],
+    *,
+    image_size: int,
+    ignore_value: int | None = None,
+    whole: bool = False,
+) -> tuple[MaskSplit, list[str]]:
+    """Pictures and masks of a folder to test a net on that tells apart `class_names`; masks hold places in these.
+
+    data_dir: as `load_masked_folder` takes it, or with a test split alone.
+    mask_values: what masks hold for each of the classes where no file of the folder lists its own, unless their
+        values say otherwise by themselves.
+    whole: take the training pictures too, before the others.
+
+    Returns the split and how the files were understood, a line each. Raises DataError as `load_masked_folder` does,
+    and for pixels of a class that is none of `class_names`.
+    """
+    if not data_dir.is_dir():
+        raise DataError(f"--data_dir {data_dir} is not a folder")
+    found = find_pairs(data_dir, needs_training=False)
+    table, table_note = _find_table(data_dir)
+    # Where a hash holds out test pictures, their classes count for which these are.
+    pairs = found.train + found.test if whole or found.in_line else found.test
+    masks = _decoded(pairs, image_size)
+    ours = tuple(ListedClass(name, value) for name, value in zip(class_names, mask_values, strict=True))
+    try:
+        classes, numbers = _class_numbers(masks, table or ours, ignore_value)
+    except DataError:
+        if table:
+            raise
+        classes, numbers = _class_numbers(masks, None, ignore_value)
+    is_chosen = np.full(len(pairs), True)
+    if found.in_line and not whole:
+        is_chosen = _with_two_classes(found, numbers)
+    rows = np.flatnonzero(is_chosen)
+    split = MaskSplit(
+        torch.from_numpy(masks.images[rows]),
+        torch.from_numpy(_numbers_by_name(numbers[rows], classes.names, class_names, data_dir)),
+        [pairs[row].name for row in rows],
+    )
+    return split, [*found.notes, *table_note, classes.described()]
+
+
+def _numbers_by_name(
+    numbers: np.ndarray, names: Sequence[str], class_names: Sequence[str], data_dir: Path
+) -> np.ndarray:
+    """Masks of classes `names`, or IGNORE, as places in `class_names`."""
+    place = np.full(IGNORE + 1, IGNORE, np.uint8)
+    for number in set(np.unique(numbers).tolist()) - {IGNORE}:
+        if names[number] not in class_names:
+            raise DataError(
+                f"{data_dir} has masks of {', '.join(names)}, but the run tells apart {', '.join(class_names)}: "
+                "name the classes alike, in a classes.csv with a line NAME,VALUE each"
+            )
+        place[number] = class_names.index(names[number])
+    return place[numbers]
+
+
 def _with_two_classes(found: SplitPairs, numbers: np.ndarray) -> np.ndarray:
     """(N,) bool of training and test pairs, which of them are for the test.
 

@@ -6,26 +6,31 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import DataError
-from data.images.rows import HELD_OUT, ImageRows, RowSplits, reason
+from data.images.rows import HELD_OUT, ImageRows, RowSplits, no_rows, reason
 
 
 def holds_parquet(folder: Path) -> bool:
-    return bool(_shards(folder, "train"))
+    return any(_shards(folder, split) for split in ("train", *HELD_OUT))
 
 
 def read_parquet(folder: Path) -> RowSplits:
     """train-*.parquet (or train/*.parquet, as the hub converts) and the shards of the held-out split likewise.
 
-    Raises DataError for a shard or split that is missing, a damaged file, columns that cannot be used and missing
-    values.
+    The latter may be alone.
+
+    Raises DataError for a shard or held-out split that is missing, a damaged file, columns that cannot be used and
+    missing values.
     """
     test_paths = next(filter(None, (_checked_shards(folder, split) for split in HELD_OUT)), None)
     if test_paths is None:
         raise DataError(
             f"{folder} has train-*.parquet (or train/*.parquet) but no test-*.parquet nor validation-*.parquet"
         )
-    train, names = rows_of_tables([_parquet_table(path) for path in _checked_shards(folder, "train")])
-    test, _ = rows_of_tables([_parquet_table(path) for path in test_paths])
+    test, names = rows_of_tables([_parquet_table(path) for path in test_paths])
+    train_paths = _checked_shards(folder, "train")
+    if not train_paths:
+        return no_rows(), test, names
+    train, names = rows_of_tables([_parquet_table(path) for path in train_paths])
     return train, test, names
 
 

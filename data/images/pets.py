@@ -94,12 +94,7 @@ def load_pets(data_dir: str | None, *, image_size: int) -> PetSplits:
     for a tarball with the wrong md5; and, without `data_dir`, where the server cannot be reached.
     """
     images, annotations = _downloaded() if data_dir is None else _find_parts(Path(data_dir))
-    train_list, test_list = (annotations / name for name in _LISTS)
-    for path in (train_list, test_list):
-        if not path.is_file():
-            raise DataError(
-                f"{annotations} has no {path.name}: add it, with a line `NAME CLASS-ID SPECIES BREED-ID` a picture"
-            )
+    train_list, test_list = (_list_file(annotations, name) for name in _LISTS)
     train, test = _read_list(train_list), _read_list(test_list)
     for name, line in test.items():
         if name in train:
@@ -112,6 +107,27 @@ def load_pets(data_dir: str | None, *, image_size: int) -> PetSplits:
         train=_load_split(images, trimaps, list(train), image_size),
         test=_load_split(images, trimaps, list(test), image_size),
     )
+
+
+def load_test_pets(data_dir: str, *, image_size: int, whole: bool = False) -> MaskedImages:
+    """The pictures of test.txt, the only list that is asked for; with `whole` those of trainval.txt before them.
+
+    Raises DataError as `load_pets` does.
+    """
+    images, annotations = _find_parts(Path(data_dir))
+    names = [
+        name for file in (_LISTS if whole else _LISTS[1:]) for name in _read_list(_list_file(annotations, file))
+    ]
+    return _load_split(images, annotations / "trimaps", names, image_size)
+
+
+def _list_file(annotations: Path, name: str) -> Path:
+    path = annotations / name
+    if not path.is_file():
+        raise DataError(
+            f"{annotations} has no {name}: add it, with a line `NAME CLASS-ID SPECIES BREED-ID` a picture"
+        )
+    return path
 
 
 def _find_parts(data_dir: Path) -> tuple[Path, Path]:

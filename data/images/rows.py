@@ -20,7 +20,13 @@ class ImageRows:
     places: list[str]  # file and row of each image, for messages
 
 
-# Training and test split and class names: what a reader makes of a folder. No names if the layout has none.
+def no_rows() -> ImageRows:
+    """A split that is not there."""
+    return ImageRows([], np.empty(0, dtype=np.int64), [])
+
+
+# Training and test split and class names: what a reader makes of a folder. No names if the layout has none, and no
+# training rows where the folder has a test split alone.
 RowSplits = tuple[ImageRows, ImageRows, tuple[str, ...] | None]
 
 

@@ -99,10 +99,10 @@ def load_text_splits(
         text, 0.0 if valid_files else valid_fraction, 0.0 if test_files else test_fraction
     )
     if valid_files:
-        valid = _read_heldout(valid_files, languages)
+        valid = read_heldout(valid_files, languages)
     if test_files:
-        test = _read_heldout(test_files, languages)
-    test_extra = _read_heldout(extra_test_files, languages) if extra_test_files else None
+        test = read_heldout(test_files, languages)
+    test_extra = read_heldout(extra_test_files, languages) if extra_test_files else None
     n_before = len(train)
     for given, heldout in ((valid_files, valid), (test_files, test), (extra_test_files, test_extra)):
         if given and heldout is not None:
@@ -168,11 +168,15 @@ def _reasons(counts: dict[str, int]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {n:,}" for n, name in sorted(dropped, reverse=True))
 
 
-def _read_heldout(files: Sequence[str], languages: tuple[str, str]) -> ParallelText:
+def read_heldout(files: Sequence[str], languages: tuple[str, str], lowercase: bool = False) -> ParallelText:
+    """The pairs of a held-out set, as `read_parallel_files` takes it, without those that lack a side.
+
+    Raises DataError.
+    """
     text = without_empty(normalised(read_parallel_files(files, languages)))
     if len(text) == 0:
         raise DataError(f"{' and '.join(map(str, files))}: no pair with text on both sides")
-    return text
+    return _lowercased(text) if lowercase else text
 
 
 def evenly_spaced(n_all: int, n: int) -> list[int]:

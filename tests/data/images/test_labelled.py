@@ -1,3 +1,7 @@
+import gzip
+import shutil
+import struct
+
 import datasets
 import numpy as np
 import pytest
@@ -6,7 +10,7 @@ from image_sets import NAMES, assert_split, encoded, fails, png_set, random_pixe
 
 from data.errors import DataError
 from data.images import labelled as labelled_images
-from data.images.labelled import ImageSplits, load_image_splits, require_trainable
+from data.images.labelled import ImageSplits, load_image_splits, load_test_images, require_trainable
 
 # Folders
 
@@ -38,6 +42,61 @@ def test_a_data_dir_without_any_layout(tmp_path):
         (tmp_path / split).mkdir()
         (tmp_path / split / "0000.png").write_bytes(encoded(random_pixels(1, 8, 8)[0]))
     fails(tmp_path, tmp_path, *layouts)
+
+
+# A test split alone
+
+
+def write_test_of_layout(layout: str, root, pixels, labels) -> tuple[str, ...]:
+    """The test split of a data set, and nothing to train on; returns the classes' names."""
+    contents = [encoded(image.transpose(1, 2, 0)) for image in pixels]
+    root.mkdir(exist_ok=True)
+    if layout == "parquet":
+        write_parquet(root / "data" / "test-00000-of-00001.parquet", contents, labels)
+        return NAMES
+    if layout == "class folders":
+        for i, (content, label) in enumerate(zip(contents, labels, strict=True)):
+            (root / "val" / NAMES[label]).mkdir(parents=True, exist_ok=True)
+            (root / "val" / NAMES[label] / f"{i}.png").write_bytes(content)
+        return NAMES
+    if layout == "cifar-10-batches-bin":
+        rows = b"".join(bytes([label]) + image.tobytes() for image, label in zip(pixels, labels, strict=True))
+        (root / "test_batch.bin").write_bytes(rows)
+        (root / "batches.meta.txt").write_text("\n".join(NAMES))
+        return NAMES
+    grey = np.ascontiguousarray(pixels[:, 0])
+    for name, array in (("images", grey), ("labels", np.array(labels, np.uint8))):
+        header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+        (root / f"t10k-{name}-idx{array.ndim}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    return ("0", "1", "2")
+
+
+@pytest.mark.parametrize("layout", ["parquet", "class folders", "cifar-10-batches-bin", "mnist"])
+def test_a_test_split_alone_is_read_by_the_names_of_its_classes(tmp_path, layout):
+    pixels, labels = random_pixels(4, 3, 32, 32), [0, 1, 1, 2]
+    names = write_test_of_layout(layout, tmp_path / "data", pixels, labels)
+    channels = 1 if layout == "mnist" else 3
+    options = {"image_size": 32, "n_channels": channels}
+    images = load_test_images(tmp_path / "data", ["extra", *reversed(names)], **options)
+    assert_split(images, pixels[:, :channels], [3, 2, 2, 1])
+    with pytest.raises(
+        DataError, match=f"has images of {names[2]}, but the run tells apart {names[0]}, {names[1]}: "
+    ):
+        load_test_images(tmp_path / "data", names[:2], **options)
+    fails(tmp_path / "data", "the training split of", "is empty")
+
+
+def test_of_a_whole_data_set_the_test_split_is_taken_or_all(tmp_path):
+    pixels, contents = png_set(5)
+    write_parquet(tmp_path / "train.parquet", contents[:3], [0, 1, 2])
+    write_parquet(tmp_path / "test.parquet", contents[3:], [2, 0])
+    options = {"image_size": 32, "n_channels": 3}
+    assert_split(load_test_images(tmp_path, NAMES, **options), pixels[3:], [2, 0])
+    assert_split(load_test_images(tmp_path, NAMES, whole=True, **options), pixels, [0, 1, 2, 2, 0])
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    with pytest.raises(DataError, match="holds none of the layouts"):
+        load_test_images(tmp_path, NAMES, **options)
 
 
 # The hub

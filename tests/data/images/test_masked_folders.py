@@ -1,10 +1,15 @@
+import shutil
+
 import numpy as np
 import pytest
+import torch
 from mask_sets import SIZE, blocks, fails, load, write_mask, write_pairs, write_picture
 from PIL import Image
 
+from data.errors import DataError
 from data.images import masked_folders
 from data.images.mask_layouts import find_pairs
+from data.images.masked_folders import load_test_masks
 
 BLACK, RED, GREEN, WHITE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)
 VOC = {0: BLACK, 1: (128, 0, 0), 2: (0, 128, 0), 255: (224, 224, 192)}
@@ -277,3 +282,45 @@ def test_damaged_files_are_named(tmp_path):
         fails(tmp_path, f"{path}: cannot decode")
         path.write_bytes(whole)
     assert SIZE == (30, 24)
+
+
+@pytest.mark.parametrize("split", ["folders", "list", "hash"])
+@pytest.mark.parametrize("values", [(0, 255), (0, 1, 2), ((0, 0, 0), (255, 0, 0), (0, 255, 0))])
+def test_masks_are_tested_on_as_training_on_them_would(tmp_path, split, values):
+    """With the classes that a run has of the folder; a test split may be alone."""
+    within = {"folders": ("train/", "test/"), "list": ("", ""), "hash": ("", "")}[split]
+    for i in range(12):
+        part = within[i >= 9]
+        write_picture(tmp_path / f"{part}images/a{i}.png", i)
+        write_mask(tmp_path / f"{part}masks/a{i}.png", values, i)
+    if split == "list":
+        (tmp_path / "test.txt").write_text("".join(f"a{i}\n" for i in range(9, 12)))
+    splits = load(tmp_path)
+    run = splits.class_names, splits.mask_values
+
+    def tested(**options):
+        found, _ = load_test_masks(tmp_path, *run, image_size=16, **options)
+        return found
+
+    def assert_same(found, expected):
+        assert found.names == expected.names
+        assert torch.equal(found.images, expected.images) and torch.equal(found.masks, expected.masks)
+
+    assert_same(tested(), splits.test)
+    assert len(tested(whole=True)) == 12
+    if split == "folders":
+        shutil.rmtree(tmp_path / "train")
+        assert_same(tested(), splits.test)
+
+
+def test_classes_of_masks_to_test_on_are_known_by_their_names(tmp_path):
+    write_pairs(tmp_path, "images/{}.png", "masks/{}.png", n=4, values=(10, 20, 30))
+    (tmp_path / "classes.csv").write_text("cell,10\nrim,20\nground,30\n")
+    splits = load(tmp_path)
+    names = ["ground", "rim", "cell"]
+    found, notes = load_test_masks(tmp_path, names, [0, 1, 2], image_size=16, whole=True)
+    own = torch.cat([splits.train.masks, splits.test.masks])
+    order = [(splits.train.names + splits.test.names).index(name) for name in found.names]
+    assert torch.equal(found.masks, 2 - own[order]) and any("classes listed in" in note for note in notes)
+    with pytest.raises(DataError, match="has masks of cell, rim, ground, but the run tells apart ground, cell: "):
+        load_test_masks(tmp_path, ["ground", "cell"], [0, 255], image_size=16)

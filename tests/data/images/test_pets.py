@@ -16,7 +16,7 @@ from PIL import Image
 from data.errors import DataError
 from data.images import pets
 from data.images.masked import BACKGROUND, BORDER, PET, masks_from_trimaps
-from data.images.pets import load_pets
+from data.images.pets import load_pets, load_test_pets
 
 REAL = SHARED / "oxford-iiit-pet"
 TRAIN, TEST = ("cat_2", "dog_1", "cat_1"), ("dog_7", "cat_3")
@@ -423,3 +423,15 @@ def test_a_cache_that_cannot_take_the_download_is_one_clear_error(tmp_path, monk
     monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path / "file" / "below"))
     with pytest.raises(DataError, match=r"cannot write to .*file.*ONECYCLE_CACHE.*--data_dir"):
         load_pets(None, image_size=8)
+
+
+def test_the_test_list_is_enough_for_a_test(root):
+    splits = load_pets(str(root), image_size=16)
+    whole = load_test_pets(str(root), image_size=16, whole=True)
+    assert whole.names == [*TRAIN, *TEST]
+    (root / "annotations" / "trainval.txt").unlink()
+    alone = load_test_pets(str(root), image_size=16)
+    assert alone.names == list(TEST) and torch.equal(alone.images, splits.test.images)
+    assert torch.equal(alone.trimaps, splits.test.trimaps)
+    with pytest.raises(DataError, match=r"no trainval\.txt"):
+        load_test_pets(str(root), image_size=16, whole=True)
