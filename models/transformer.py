@@ -272,6 +272,12 @@ class Transformer(nn.Module):
     def _decoder_layers(self) -> Sequence[DecoderLayer]:
         return cast(Sequence[DecoderLayer], self.decoder_layers)  # nn.ModuleList forgets of what it is one
 
+    def positions(self, n: int) -> Tensor:
+        """What is added to the embeddings at positions 0 to n - 1: (n, D)."""
+        if self.learned_positions is None:
+            return sinusoidal_positions(n, self.d_model)
+        return self.learned_positions.weight[torch.arange(n).clamp(max=self.learned_positions.num_embeddings - 1)]
+
     def embed(self, table: nn.Embedding, tokens: Tensor, start: int = 0) -> Tensor:
         """Embed tokens (B, T) that stand at positions start, start + 1, ...: (B, T, D)."""
         end = start + tokens.shape[1]

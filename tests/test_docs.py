@@ -335,6 +335,8 @@ def test_each_metric_and_figure_is_explained_and_there_is_no_other(script, place
 )
 def test_what_a_tool_is_shown_to_do_it_does(command, place, monkeypatch, capsys):
     tool, *flags = python_command(shlex.split(command.text))
+    if "ctranslate2" in flags:
+        pytest.importorskip("ctranslate2")
     monkeypatch.chdir(place)
     monkeypatch.setattr(training.cli, "run_tool", lambda main, **options: main())
     run_module(tool, flags, monkeypatch)

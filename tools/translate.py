@@ -1,6 +1,7 @@
 """Translate with a finished run: `python -m tools.translate RUN "a sentence" ..`, or lines on stdin.
 
-All that it needs is in the run's folder: the best checkpoint brings weights, config and tokenizers along.
+All that it needs is in the run's folder: the best checkpoint brings weights, config and tokenizers along. With
+`--engine ctranslate2` CTranslate2 does the search, faster; RUN may then be what `tools.export` wrote for it.
 """
 
 import io
@@ -8,20 +9,25 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from tyro.conf import Positional
 
 from data.seeding import Stream, seeded_generator
-from data.text.tokenization import EOS_ID, TextTokenizer
+from data.text.tokenization import TextTokenizer
 from models.decoding import decode_in_batches, sample
+from tools.exporting.packages import require_packages
+from tools.pretrained.translation import translate_sentences
 from train_translation import OLD_RULES, SPECIAL, Config, build_model
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
 from training.finished_run import default_device, open_run
 from training.ranges import BatchSize, BeamSize, Count, LengthPower, Seed, Temperature, TokenBudget
+
+Engine = Literal["torch", "ctranslate2"]
+Quantization = Literal["float32", "int8", "int8_float32"]
 
 
 class Translator:
@@ -58,27 +64,18 @@ class Translator:
         A sentence is cut after the run's `eval_max_len` tokens, and a line on stderr says of how many.
         Of a run with masked numbers, those of each sentence are copied into its translation.
         """
-        written = [i for i, sentence in enumerate(sentences) if sentence.strip()]
-        sources = [sentences[i] for i in written]
-        most = self.config.eval_max_len - 1  # the end mark comes on top
-        encoded = self.source_tokenizer.encode(sources)
-        if n_cut := sum(len(sentence) > most for sentence in encoded):
-            print(
-                f"warning: {n_cut:,} of {len(sources):,} lines have more than {most + 1:,} tokens: their beginning "
-                "is translated",
-                file=sys.stderr,
-            )
-        tokens = [[*sentence[:most], EOS_ID] for sentence in encoded]
-        if temperature > 0:
-            outputs = []
-            for i, sentence in zip(written, tokens, strict=True):
-                generator = seeded_generator(torch.device("cpu"), Stream.TRANSLATIONS, seed, i)
-                source = torch.tensor([sentence], device=self.device)
-                outputs += sample(self.model, source, SPECIAL, [generator], temperature, top_k)
-        else:
-            outputs = decode_in_batches(
+
+        def search(sources: list[list[int]], numbers: list[int]) -> list[list[int]]:
+            if temperature > 0:
+                outputs = []
+                for i, tokens in zip(numbers, sources, strict=True):
+                    generator = seeded_generator(torch.device("cpu"), Stream.TRANSLATIONS, seed, i)
+                    source = torch.tensor([tokens], device=self.device)
+                    outputs += sample(self.model, source, SPECIAL, [generator], temperature, top_k)
+                return outputs
+            return decode_in_batches(
                 self.model,
-                tokens,
+                sources,
                 SPECIAL,
                 beam_size=self.config.beam_size if beam_size is None else beam_size,
                 length_penalty=self.config.length_penalty if length_penalty is None else length_penalty,
@@ -87,10 +84,9 @@ class Translator:
                 max_tokens=max_tokens,
                 device=self.device,
             )
-        translations = [""] * len(sentences)
-        for i, translation in zip(written, self.target_tokenizer.decode(outputs, sources), strict=True):
-            translations[i] = translation
-        return translations
+
+        tokenizers = self.source_tokenizer, self.target_tokenizer
+        return translate_sentences(sentences, *tokenizers, self.config.eval_max_len, search)
 
 
 def main(
@@ -105,6 +101,8 @@ def main(
     temperature: Annotated[Temperature, tyro.conf.arg(help="above 0: sample instead of searching")] = 0.0,
     top_k: Annotated[Count, tyro.conf.arg(help="when sampling, only from the k likeliest tokens; 0: all")] = 0,
     seed: Annotated[Seed, tyro.conf.arg(help="of the samples")] = 0,
+    engine: Annotated[Engine, tyro.conf.arg(help="what searches; ctranslate2: an optional package")] = "torch",
+    quantization: Annotated[Quantization, tyro.conf.arg(help="ctranslate2, of a run: of the matrices")] = "float32",
 ) -> None:
     """Translate sentences given as arguments, else the lines of stdin, to stdout, one a line.
 
@@ -113,17 +111,25 @@ def main(
         sentences: what to translate; without any, lines are read from stdin
     """
     try:
-        translator = Translator(run)
-        translate = partial(
-            translator,
-            beam_size=beam_size,
-            length_penalty=length_penalty,
-            batch_size=batch_size,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed,
-        )
+        searching: dict[str, Any] = {
+            "beam_size": beam_size,
+            "length_penalty": length_penalty,
+            "batch_size": batch_size,
+            "max_tokens": max_tokens,
+        }
+        translate: Any
+        if engine == "ctranslate2":
+            if temperature > 0 or top_k > 0:
+                raise UsageError("--temperature and --top_k are of --engine torch: leave out the one or the other")
+            require_packages("--engine ctranslate2", "ctranslate2")
+            from tools.exporting.ctranslate2_model import CTranslate2Translator
+
+            translate = partial(CTranslate2Translator.of(run, quantization, default_device()), **searching)
+        else:
+            if quantization != "float32":
+                raise UsageError("--quantization is of --engine ctranslate2: leave it out, or add that")
+            sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "seed": seed}
+            translate = partial(Translator(run), **searching, **sampling)
         assert isinstance(sys.stdin, io.TextIOWrapper) and isinstance(sys.stdout, io.TextIOWrapper)
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # as stdin, whatever the locale
         if sentences:

@@ -6,7 +6,10 @@ import forked_runs
 import pytest
 
 from tests.run_folders import edit_config
-from tools.translate import Translator
+from tools.export import export
+from tools.exporting.trained_model import open_trained_model
+from tools.translate import Translator, main
+from training.cli import call_with_flags
 from training.errors import UsageError
 
 pytestmark = pytest.mark.training
@@ -120,6 +123,31 @@ def test_the_command_reads_stdin_or_arguments(finished):
     assert len(lines) == 4 and lines[1] == "" and [lines[0], lines[2]] == given.stdout.splitlines()
     absent = run(finished.parent / "nothing", "1 2 3")
     assert absent.returncode == 2 and absent.stderr.startswith("error:") and absent.stderr.count("\n") == 1
+
+
+def test_another_engine_gives_the_same_translations(finished, tmp_path, capsys):
+    pytest.importorskip("ctranslate2")
+
+    def run(*flags):
+        return forked_runs.run("-m", "tools.translate", *flags, stdin="1 2 3\n\n44 5\n")
+
+    answered = run(finished, "--engine", "ctranslate2")
+    if Translator(finished).config.model == "lstm":
+        assert answered.returncode == 2 and "no LSTM" in answered.stderr and answered.stderr.count("\n") == 1
+        return
+    assert answered.returncode == 0, answered.stderr
+    assert answered.stdout == run(finished).stdout
+    exported = tmp_path / "exported"
+    export(open_trained_model(finished), "ctranslate2", exported, "int8")
+    assert run(exported, "--engine", "ctranslate2").stdout == answered.stdout
+    for flags, named in (
+        (("--engine", "ctranslate2", "--temperature", "1"), "--temperature"),
+        (("--quantization", "int8"), "--engine ctranslate2"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            call_with_flags(main, [str(finished), "x", *flags])
+        assert end.value.code == 2
+        assert named in capsys.readouterr().err
 
 
 def test_masked_numbers_are_copied_from_the_sentence(tmp_path):
