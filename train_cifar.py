@@ -1,8 +1,8 @@
 """Train an image classifier from scratch: the DAWNBench ResNet, Ultimus, or a net made for speed, on CIFAR-10.
 
-    accelerate launch --config_file accelerate_configs/cpu.yaml train_cifar.py demo
-    accelerate launch --config_file accelerate_configs/t4.yaml train_cifar.py resnet
-    accelerate launch --config_file accelerate_configs/cpu_bf16.yaml train_cifar.py speedrun --data_dir cifar10
+    accelerate launch -q --config_file accelerate_configs/cpu.yaml train_cifar.py demo
+    accelerate launch -q --config_file accelerate_configs/t4.yaml train_cifar.py resnet
+    accelerate launch -q --config_file accelerate_configs/cpu_bf16.yaml train_cifar.py speedrun --data_dir cifar10
 
 Test accuracy on two CPU cores in bf16 (results/cifar-*.json), 3 seeds: speedrun 93.34 +- 0.31 %, 94.28 +- 0.05 %
 over six views of each image, after 8.9 minutes of training; ultimus 68.72 +- 0.24 % after 6.2 minutes. resnet, one

@@ -1,8 +1,8 @@
 """Train a label-conditional VAE on MNIST or CIFAR-10, and see what it draws under a wrong label.
 
-    accelerate launch --config_file accelerate_configs/cpu.yaml train_cvae.py demo
-    accelerate launch --config_file accelerate_configs/cpu_bf16.yaml train_cvae.py mnist --data_dir mnist
-    accelerate launch --config_file accelerate_configs/bf16.yaml train_cvae.py cifar10 --compile
+    accelerate launch -q --config_file accelerate_configs/cpu.yaml train_cvae.py demo
+    accelerate launch -q --config_file accelerate_configs/cpu_bf16.yaml train_cvae.py mnist --data_dir mnist
+    accelerate launch -q --config_file accelerate_configs/bf16.yaml train_cvae.py cifar10 --compile
 
 The data set lies on the device as uint8. All noise, of the latents and of the binarisation, depends on (seed,
 update) alone and is drawn for the whole update: any number of processes makes the same one.

@@ -1,10 +1,10 @@
 """Train an encoder-decoder Transformer, or an LSTM with attention, to translate, from scratch, on parallel text.
 
-    accelerate launch --config_file accelerate_configs/cpu.yaml train_translation.py demo
-    accelerate launch --config_file accelerate_configs/t4.yaml train_translation.py opus-en-it
-    accelerate launch --config_file accelerate_configs/cpu_bf16.yaml train_translation.py opus-en-it \
+    accelerate launch -q --config_file accelerate_configs/cpu.yaml train_translation.py demo
+    accelerate launch -q --config_file accelerate_configs/t4.yaml train_translation.py opus-en-it
+    accelerate launch -q --config_file accelerate_configs/cpu_bf16.yaml train_translation.py opus-en-it \
         --train_files corpus.en.gz corpus.it.gz
-    accelerate launch --config_file accelerate_configs/cpu_bf16.yaml train_translation.py de-en-lstm
+    accelerate launch -q --config_file accelerate_configs/cpu_bf16.yaml train_translation.py de-en-lstm
 
 Two CPU cores (results/): demo BLEU 98.6 in 90 seconds; Europarl en-it BLEU 25.2 after 18 minutes' training. One
 core, Tatoeba de-en: de-en-lstm BLEU 45.1 after 19 minutes, de-en-lstm-strong 51.7 after 36, de-en 48.5 after 63.

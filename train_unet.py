@@ -1,9 +1,9 @@
 """Train a U-Net from scratch on Oxford-IIIT Pet, in four variants that can be compared.
 
-    accelerate launch --config_file accelerate_configs/cpu.yaml train_unet.py demo
-    accelerate launch --config_file accelerate_configs/t4.yaml train_unet.py mp-tr-dice
-    accelerate launch --config_file accelerate_configs/cpu_bf16.yaml train_unet.py all --data_dir oxford-iiit-pet
-    accelerate launch --config_file accelerate_configs/t4.yaml train_unet.py mp-tr-dice --data_dir my_pictures
+    accelerate launch -q --config_file accelerate_configs/cpu.yaml train_unet.py demo
+    accelerate launch -q --config_file accelerate_configs/t4.yaml train_unet.py mp-tr-dice
+    accelerate launch -q --config_file accelerate_configs/cpu_bf16.yaml train_unet.py all --data_dir oxford-iiit-pet
+    accelerate launch -q --config_file accelerate_configs/t4.yaml train_unet.py mp-tr-dice --data_dir my_pictures
 
 my_pictures: images/NAME.jpg with masks/NAME.png of two classes or more, or one of many like arrangements
 (data/images/mask_layouts.py); classes.csv in it names the classes.
