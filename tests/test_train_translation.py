@@ -660,7 +660,9 @@ def test_chinese_is_scored_by_its_characters_and_keeps_its_pairs(train, tmp_path
 def test_the_samples_of_a_validation_belong_together(train, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(
-        train_translation.Run, "log_samples", lambda run, *sides, **more: shown.append([*map(list, sides[:3])])
+        train_translation.Run,
+        "log_samples",
+        lambda run, split, *sides, **more: shown.append([*map(list, sides[:3])]),
     )
     texts = []
     load = train_translation.load_splits
