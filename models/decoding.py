@@ -112,7 +112,7 @@ def sample(
     return _one_token_at_a_time(model, source, choose, special, use_cache)
 
 
-def _penalties(length: int, length_penalty: float, normalization: LengthNormalization) -> tuple[float, float]:
+def penalties(length: int, length_penalty: float, normalization: LengthNormalization) -> tuple[float, float]:
     """What summed log-probabilities are divided by: that of a hypothesis which ends at position `length`, with
     length - 1 tokens before EOS, and that of one which goes on, with `length` tokens.
     """
@@ -163,7 +163,7 @@ def beam_search(
         best_lengths[sentences] = best_lengths[sentences].masked_fill(better, length)
 
     for length in range(1, longest + 1):
-        end_penalty, going_penalty = _penalties(length, length_penalty, length_normalization)
+        end_penalty, going_penalty = penalties(length, length_penalty, length_normalization)
         log_probs, state = _next_log_probs(model, tokens, state, special)
         n_words = log_probs.shape[1]
         totals = (scores[:, :, None] + log_probs.view(-1, k, n_words)).flatten(1)  # (B, K * V)

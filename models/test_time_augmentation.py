@@ -23,10 +23,15 @@ def logits_over_views(model: Callable[[Tensor], Tensor], images: Tensor, views: 
         return model(images)
     if views == "mirror":
         return (model(images) + model(images.flip(-1))) / 2
-    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
-    up_left, down_right = padded[..., 2:, 2:], padded[..., :-2, :-2]
+    up_left, down_right = shifted_views(images)
     shifted = logits_over_views(model, up_left, "mirror") + logits_over_views(model, down_right, "mirror")
     return logits_over_views(model, images, "mirror") / 2 + shifted / 4
+
+
+def shifted_views(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (B, C, S, S), shifted by one pixel up-left and down-right, with reflected borders."""
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    return padded[..., 2:, 2:], padded[..., :-2, :-2]
 
 
 def pixel_logits_over_views(model: Callable[[Tensor], Tensor], images: Tensor, views: PixelViews) -> Tensor:

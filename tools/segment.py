@@ -53,11 +53,16 @@ class Segmenter:
     @torch.no_grad()
     def masks(self, images: torch.Tensor, size: tuple[int, int], views: PixelViews = "one") -> torch.Tensor:
         """Images (B, 3, S, S) uint8 at the size of the training -> masks (B, H, W) uint8 at `size` (H, W)."""
-        inputs = normalise(images.to(self.device), self.mean, self.std)
-        logits = pixel_logits_over_views(self.model, inputs, views).float()
+        logits = self.logits(images, views)
         if logits.shape[2:] != size:
             logits = F.interpolate(logits, size, mode="bilinear", antialias=True)
         return predict_masks(logits).cpu()
+
+    @torch.no_grad()
+    def logits(self, images: torch.Tensor, views: PixelViews = "one") -> torch.Tensor:
+        """Images (B, 3, S, S) uint8 -> logits (B, 1, S, S) of the foreground, or (B, K, S, S), in fp32."""
+        inputs = normalise(images.to(self.device), self.mean, self.std)
+        return pixel_logits_over_views(self.model, inputs, views).float()
 
     def __call__(
         self, paths: Sequence[str | Path], views: PixelViews = "one"

@@ -13,7 +13,7 @@ import tyro
 import train_cvae
 from data.errors import DataError
 from data.seeding import Stream, seeded_generator
-from data.text.tokenization import BOS_ID, EOS_ID, WORD_START
+from data.text.tokenization import BOS_ID, EOS_ID, readable
 from figures.segmentation_comparison import read_run
 from figures.showcase import AttendedTranslation, RelabelledImages, SegmentedPictures, write_showcase
 from models.cvae_pictures import relabelled
@@ -49,14 +49,9 @@ def attended_translation(run: Path, sentence: str = "") -> AttendedTranslation:
     weights = translator.model.cross_attention_weights(source, torch.tensor([[BOS_ID, *output]]))[0]  # (H, T, S)
     return AttendedTranslation(
         weights.mean(0).numpy(),
-        _readable(translator.source_tokenizer.tokens(source_ids)),
-        _readable(translator.target_tokenizer.tokens([*output, EOS_ID])),
+        [*readable(translator.source_tokenizer.tokens(source_ids[:-1])), "end"],
+        [*readable(translator.target_tokenizer.tokens(output)), "end"],
     )
-
-
-def _readable(tokens: list[str]) -> list[str]:
-    """The pieces of words as text: without the mark of a word's beginning, the last one called by its name."""
-    return [*(token.replace(WORD_START, "") or "␣" for token in tokens[:-1]), "end"]
 
 
 @torch.no_grad()

@@ -26,9 +26,13 @@ MODES: dict[int, Mode] = {1: "L", 3: "RGB"}  # by the number of channels
 
 def decode_picture(path: Path) -> "Picture":
     """An image file as it is to be seen: upright, RGB. Raises DataError, with the file, if it cannot be read."""
-    image = open_picture(path)
-    with decoding(path):
-        return flattened(upright(image), "RGB")
+    return decode_content(read_bytes(path), path)
+
+
+def decode_content(content: bytes, where: str | Path) -> "Picture":
+    """An encoded image as it is to be seen: upright, RGB. Raises DataError, with `where`, if it cannot be read."""
+    with decoding(where):
+        return flattened(upright(_decoded(content)), "RGB")
 
 
 def open_picture(path: Path) -> "Picture":

@@ -189,6 +189,11 @@ class TextTokenizer:
             raise DataError(f"cannot load the tokenizer {path}: {_one_line(error)}") from error
 
 
+def readable(tokens: Iterable[str]) -> list[str]:
+    """Tokens, as the vocabulary spells them, for people: without the mark of a word's beginning, or "␣" for it."""
+    return [token.replace(WORD_START, "") or "␣" for token in tokens]
+
+
 def _normalizer(lowercase: bool, mask_numbers: bool) -> normalizers.Normalizer:
     return normalizers.Sequence(
         ([normalizers.Lowercase()] if lowercase else [])
