@@ -23,27 +23,50 @@ def browser():
 
 @pytest.fixture(scope="module")
 def open_page(browser) -> Callable:
-    """`with open_page(path, **context) as page`: a page of a file that must report no error and ask for no address.
+    """`with open_page(path, **context) as page`: a page of a file that must say nothing and ask for no address.
 
     `context` is playwright's, such as `viewport` and `color_scheme`.
     """
 
     @contextmanager
     def opened(path: Path, **context: Any) -> Iterator[Any]:
-        said: list[str] = []
-        asked: list[str] = []
-        made = browser.new_context(**context)
-        page = made.new_page()
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(f"error: {error}"))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri())
-        try:
+        with _watched(browser, path.as_uri(), **context) as (page, said, asked):
             yield page
-        finally:
-            made.close()
         assert said == []
-        elsewhere = [url for url in asked if url.partition("#")[0] != path.as_uri() and not url.startswith("data:")]
-        assert elsewhere == []
+        assert [url for url in asked if url.partition("#")[0] != path.as_uri()] == []
 
     return opened
+
+
+@pytest.fixture(scope="module")
+def open_served_page(browser) -> Callable:
+    """`with open_served_page(address, **context) as page`: one that must report no error, and ask its server alone.
+
+    The address ends in a slash.
+    """
+
+    @contextmanager
+    def opened(address: str, **context: Any) -> Iterator[Any]:
+        with _watched(browser, address, **context) as (page, said, asked):
+            yield page
+        assert [line for line in said if line.startswith("error")] == []
+        assert [url for url in asked if not url.startswith((address, f"blob:{address}"))] == []
+
+    return opened
+
+
+@contextmanager
+def _watched(browser, url: str, **context: Any) -> Iterator[tuple[Any, list[str], list[str]]]:
+    """A page, what it says on the console, and the addresses that it asks for, but for those that hold the data."""
+    said: list[str] = []
+    asked: list[str] = []
+    made = browser.new_context(**context)
+    page = made.new_page()
+    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(f"error: {error}"))
+    page.on("request", lambda request: None if request.url.startswith("data:") else asked.append(request.url))
+    page.goto(url)
+    try:
+        yield page, said, asked
+    finally:
+        made.close()

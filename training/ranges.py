@@ -84,6 +84,7 @@ PatchSide = Annotated[int, *_flag(int, at_least=1, at_most=1024)]  # pixels
 Seed = Annotated[int, *_flag(int, at_least=0, at_most=2**31 - 1)]  # numpy's and torch's, with room for processes
 TokenBudget = Annotated[int, *_flag(int, at_least=2, at_most=10**7)]
 VocabularySize = Annotated[int, *_flag(int, at_least=1, at_most=10**6)]
+Port = Annotated[int, *_flag(int, at_least=1, at_most=65535)]
 BeamSize = Annotated[int, *_flag(int, at_least=1, at_most=1000)]
 
 # Numbers with a fraction
