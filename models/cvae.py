@@ -218,7 +218,7 @@ class CVAE(nn.Module):
     def _embed(self, labels: Tensor) -> Tensor:
         """(B,) -> (B, E)."""
         # As F.one_hot, which reads the least and the largest label on a CPU, and so splits a compiled graph.
-        one_hot = self.embedding.weight.new_zeros(len(labels), self.n_classes + 1)
+        one_hot = self.embedding.weight.new_zeros(labels.shape[0], self.n_classes + 1)
         return self.embedding(one_hot.scatter_(1, labels[:, None], 1.0))
 
     def _split(self, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
 
     `mask` (broadcast to B, H, T, S) is True where attention is allowed; `causal` needs T == S and no mask.
     """
-    if q.device.type != "cpu" or k.shape[-2] > CPU_PLAIN_ATTENTION_UP_TO:
+    # An exported graph is one for all lengths.
+    if q.device.type != "cpu" or torch.compiler.is_exporting() or k.shape[-2] > CPU_PLAIN_ATTENTION_UP_TO:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p_drop, is_causal=causal)
     if causal:
         mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
@@ -145,7 +146,7 @@ class DecoderLayer(nn.Module):
         each, which ask them together.
         """
         present = past
-        n_sentences = len(source_mask)
+        n_sentences = source_mask.shape[0]
 
         def attend_past(y: Tensor) -> Tensor:
             nonlocal present

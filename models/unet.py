@@ -168,6 +168,10 @@ class UNet(nn.Module):
         left, right, top, bottom = self.padding(height, width)
         # Edges are repeated: reflection, the paper's choice, cannot add more pixels than there are.
         x = F.pad(images, (left, right, top, bottom), mode="replicate")
+        return self.logits_of_padded(x)[..., top : top + height, left : left + width]
+
+    def logits_of_padded(self, x: Tensor) -> Tensor:
+        """Images (B, in_channels, H, W) whose sides can be halved `depth` times -> logits (B, n_outputs, H, W)."""
         skips = []
         for block, downsample in zip(self.encoder, self.downsample, strict=True):
             x = block(x)  # (B, width * 2**level, H / 2**level, W / 2**level)
@@ -176,4 +180,4 @@ class UNet(nn.Module):
         x = self.dropout(self.bottleneck(x))
         for upsample, block, skip in zip(self.upsample, self.decoder, reversed(skips), strict=True):
             x = block(torch.cat([skip, upsample(x)], dim=1))
-        return self.head(x)[..., top : top + height, left : left + width]
+        return self.head(x)

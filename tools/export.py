@@ -1,6 +1,7 @@
 """Export a finished run's model to be used, served or handed on without the project.
 
     python -m tools.export runs/translation/demo --to ctranslate2 exported
+    python -m tools.export runs/unet/demo --to onnx exported
     python -m tools.export runs/cvae/demo --to hub exported --push_to_hub me/digits
 
 What is written is run at once on real inputs and compared with the run's own model: the largest difference is
@@ -28,17 +29,18 @@ from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
 from training.run_folder import writing
 
-Target = Literal["safetensors", "ctranslate2", "hub"]
+Target = Literal["safetensors", "onnx", "ctranslate2", "hub"]
 Quantization = Literal["float32", "int8", "int8_float32"]
 
 # Packages beyond requirements.txt.
 PACKAGES: dict[Target, tuple[str, ...]] = {
     "safetensors": (),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "ctranslate2": ("ctranslate2",),
     "hub": (),
 }
 
-FORMS: dict[Target, str] = {"safetensors": "safetensors_folder", "hub": "hub_folder"}
+FORMS: dict[Target, str] = {"safetensors": "safetensors_folder", "onnx": "onnx_graphs", "hub": "hub_folder"}
 
 
 class DiffersFromOriginal(Exception):

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from exported_folders import answers_of_folder_alone
@@ -13,6 +14,8 @@ import tools.pretrained.cvae
 import tools.pretrained.translation
 import tools.pretrained.unet
 from data.images.textured_shapes import textured_shapes
+from data.text.tokenization import BOS_ID, EOS_ID
+from models.decoding import length_bound
 from tools.classify import Classifier
 from tools.export import DiffersFromOriginal, export, main
 from tools.exporting import hub_folder, packages, safetensors_folder
@@ -139,8 +142,8 @@ def test_wrong_usage_is_one_line_and_exit_code_2(runs, tmp_path, monkeypatch, ca
     flags = {"to": "safetensors", "push_to_hub": "me/model"}
     assert "are of --to hub" in refused(capsys, runs["unet"], tmp_path / "x", **flags)
     monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
-    line = refused(capsys, runs["unet"], tmp_path / "x", to="ctranslate2")
-    assert "pip install ctranslate2" in line
+    line = refused(capsys, runs["unet"], tmp_path / "x", to="onnx")
+    assert "pip install onnx onnxscript onnxruntime" in line
     assert not (tmp_path / "x").exists()
 
 
@@ -218,6 +221,58 @@ def test_it_is_pushed_by_who_is_logged_in(runs, tmp_path, monkeypatch, capsys):
     main(str(runs["cvae"]), str(tmp_path / "exported"), **flags)
     assert uploaded == [("me/digits", True), ("me/digits", ["README.md", "config.json"])]
     assert "https://hub/me/digits" in capsys.readouterr().out
+
+
+# --- onnx
+
+
+def test_image_nets_as_graphs(trained, tmp_path):
+    """Bytes in, of sizes that were not traced; names of classes in the metadata."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    for name in ("cifar", "unet", "cvae"):
+        found = export(trained[name], "onnx", tmp_path / name)
+        assert len(found) == 2 and all(difference.largest < 1e-4 for difference in found)
+    session = onnxruntime.InferenceSession(tmp_path / "unet" / "model.onnx")
+    for size in ((70, 33), (9, 64), (5, 8)):
+        images = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8)
+        (logits,) = session.run(["logits"], {"images": images.numpy()})
+        torch.testing.assert_close(
+            torch.from_numpy(logits), trained["unet"].pretrained.outputs(images), atol=1e-4, rtol=0
+        )
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == ["background", "pet"] and metadata["script"] == "unet"
+    assert json.loads((tmp_path / "unet" / "config.json").read_text()) == trained["unet"].description
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"pre_norm": False, "tied_embeddings": "none", "positions": "learned"}])
+def test_a_transformer_as_two_graphs_translates_step_by_step(tmp_path, settings):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    run = translation_run(tmp_path / "run", **settings)
+    (difference,) = export(open_trained_model(run), "onnx", tmp_path / "exported")
+    assert difference.largest < 1e-4
+    encoder, step = (
+        onnxruntime.InferenceSession(tmp_path / "exported" / f"{n}.onnx") for n in ("encoder", "decoder_step")
+    )
+    translator = Translator(run)
+    tokens = [*translator.source_tokenizer.encode([SENTENCES[0]])[0], EOS_ID]
+    source = np.array([tokens])
+    (memory,) = encoder.run(None, {"source": source})
+    past = np.zeros((*memory.shape[:4], 0, memory.shape[5]), dtype=np.float32)
+    words = [BOS_ID]
+    while len(words) <= length_bound(len(tokens)) and words[-1] != EOS_ID:
+        inputs = {"tokens": np.array(words[-1:]), "source": source, "memory": memory, "past": past}
+        log_probs, past = step.run(None, inputs)
+        words.append(int(log_probs[0].argmax()))
+    assert translator.target_tokenizer.decode([words]) == translator(SENTENCES[:1], beam_size=1)
+
+
+def test_an_lstm_says_what_it_can_be_exported_to(runs, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    line = refused(capsys, runs["lstm"], tmp_path / "exported", to="onnx")
+    assert "--to safetensors or hub" in line and not any(tmp_path.iterdir())
 
 
 # --- ctranslate2
