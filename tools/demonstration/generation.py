@@ -207,6 +207,7 @@ def _canvas(digits: Sequence[Image.Image]) -> tuple[gradio.HTML, list]:
         samples=[[path] for path in example_files(digits)],
         type="index",
         label="Or take one",
+        elem_classes=["digits"],
     )
     clicked = shown.click(lambda i: urls[i], [shown], [canvas], api_visibility="private")
     return canvas, [canvas.input, clicked.then]
