@@ -67,5 +67,8 @@ def serve(page: gradio.Blocks, host: str, port: int) -> str:
             prevent_thread_lock=True,
         )
     except OSError as error:
-        raise UsageError(f"the page cannot be served at {host}:{port} ({error}): give another --port") from error
+        raise UsageError(
+            f"the page cannot be served at {host}:{port}: the port is taken, or no address of this machine; give "
+            "another --port or --host"
+        ) from error
     return address

@@ -95,7 +95,7 @@ def alternatives_as_html(shown: Sequence[Alternative]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.01 else "< 1%"
+    return f"{share:.0%}" if share >= 0.01 else "&lt; 1%"
 
 
 def attention_as_html(result: Translated) -> str:
