@@ -165,11 +165,14 @@ def beam_search(
     for length in range(1, longest + 1):
         end_penalty, going_penalty = penalties(length, length_penalty, length_normalization)
         log_probs, state = _next_log_probs(model, tokens, state, special)
-        n_words = log_probs.shape[1]
-        totals = (scores[:, :, None] + log_probs.view(-1, k, n_words)).flatten(1)  # (B, K * V)
+        # None of a beam's words but its 2k likeliest can be among the best 2k of all: (B, K, 2K).
+        n_words = min(2 * k, log_probs.shape[1])
+        likeliest = log_probs.view(-1, k, log_probs.shape[1]).topk(n_words, dim=2)
+        totals = (scores[:, :, None] + likeliest.values).flatten(1)
         # Of the best 2k candidates at most k end here, so k going ones are always left.
         candidate_scores, candidates = totals.topk(2 * k, dim=1)
-        parents, words = candidates // n_words, candidates % n_words
+        parents = candidates // n_words
+        words = likeliest.indices.flatten(1).gather(1, candidates)
         ends = words == special.end
 
         # An ending counts only where it ranks among the best k: worse ones would crowd out going hypotheses.
@@ -185,8 +188,7 @@ def beam_search(
         scores = candidate_scores.gather(1, going_first)
         parents, words = parents.gather(1, going_first), words.gather(1, going_first)
         prefixes = torch.cat([prefixes.take_along_dim(parents[:, :, None], 1), words[:, :, None]], dim=2)
-        first_rows = torch.arange(len(sentences), device=device)[:, None] * k
-        state = state.select((parents + first_rows).flatten(), same_sources=True)
+        rows = parents + torch.arange(len(sentences), device=device)[:, None] * k
 
         at_bound = bounds[sentences] <= length
         # Where nothing ended in time, the best going hypothesis stands.
@@ -195,11 +197,27 @@ def beam_search(
         going = (~(beaten | at_bound)).nonzero()[:, 0]  # the step's one wait for the device
         if len(going) == 0:
             break
-        if len(going) < len(sentences):
-            state = state.select((going[:, None] * k + torch.arange(k, device=device)).flatten())
+        all_go_on = len(going) == len(sentences)
+        if not all_go_on:
+            going = _with_gaps_closed(going)
+            rows = rows[going]
             sentences, scores, words, prefixes = sentences[going], scores[going], words[going], prefixes[going]
+        state = state.select(rows.flatten(), same_sources=all_go_on)
         tokens = words.flatten()
     return [row[:length] for row, length in zip(best.tolist(), best_lengths.tolist(), strict=True)]
+
+
+def _with_gaps_closed(going: Tensor) -> Tensor:
+    """The numbers (n,), rising, in the order in which those below n are in their own place.
+
+    The last ones stand where others ended: few rows of a state have to move.
+    """
+    n = len(going)
+    order = torch.arange(n, device=going.device)
+    is_gap = torch.ones(n, dtype=torch.bool, device=going.device)
+    is_gap[going[going < n]] = False
+    order[is_gap] = going[going >= n]
+    return order
 
 
 def batches_within(sizes: list[int], max_sentences: int, max_tokens: int) -> Iterator[list[int]]:

@@ -8,6 +8,7 @@ nothing but padding would make every attention weight NaN.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -139,20 +140,23 @@ class DecoderLayer(nn.Module):
         x = self.cross_sublayer(x, lambda y: self.cross_attention(y, memory_keys_values, source_mask))
         return self.feed_forward_sublayer(x, self.feed_forward)
 
-    def step(self, x: Tensor, past, memory_keys_values, source_mask: Tensor):
-        """One position with its past: x (N, 1, D); `past` and the returned keys and values (N, H, t, K).
+    def step(
+        self,
+        x: Tensor,
+        extend_past: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        memory_keys_values: tuple[Tensor, Tensor],
+        source_mask: Tensor,
+    ) -> Tensor:
+        """One position with its past: x (N, 1, D) -> (N, 1, D).
 
-        `memory_keys_values` (B, H, S, K) and `source_mask` (B, 1, 1, S) are those of B sentences with N / B rows
-        each, which ask them together.
+        `extend_past(keys, values)` puts those of this position (N, H, 1, K) behind the layer's earlier ones and
+        returns all (N, H, t, K). `memory_keys_values` (B, H, S, K) and `source_mask` (B, 1, 1, S) are those of B
+        sentences with N / B rows each, which ask them together.
         """
-        present = past
         n_sentences = source_mask.shape[0]
 
         def attend_past(y: Tensor) -> Tensor:
-            nonlocal present
-            keys, values = self.self_attention.keys_values(y)
-            present = (torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2))
-            return self.self_attention(y, present, None)
+            return self.self_attention(y, extend_past(*self.self_attention.keys_values(y)), None)
 
         def attend_source(y: Tensor) -> Tensor:
             queries = y.reshape(n_sentences, -1, y.shape[-1])  # (B, N / B, D)
@@ -160,7 +164,49 @@ class DecoderLayer(nn.Module):
 
         x = self.self_sublayer(x, attend_past)
         x = self.cross_sublayer(x, attend_source)
-        return self.feed_forward_sublayer(x, self.feed_forward), present
+        return self.feed_forward_sublayer(x, self.feed_forward)
+
+
+class Past:
+    """Keys and values of the N rows' positions so far, in memory that is there for further ones.
+
+    Positions come first: each product reads what it needs as it lies, and a position is added without a copy of
+    the others. The beams of a sentence have most of their past in common, so that selecting rows copies only those
+    positions that another hypothesis wrote.
+    """
+
+    def __init__(self, n_layers: int, n_rows: int, like: Tensor, capacity: int = 32):
+        self.length = 0  # positions that all layers have
+        self._memory = like.new_empty(capacity, n_layers, 2, n_rows, like.shape[-1])
+        self._writers = torch.empty(capacity, n_rows, dtype=torch.long, device=like.device)  # rows as of that step
+
+    def extended(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put those of the next position (N, H, 1, K) behind those of `layer`; returns all: (N, H, t, K) both."""
+        if self.length == len(self._memory):
+            self._memory = torch.cat([self._memory, torch.empty_like(self._memory)])
+            self._writers = torch.cat([self._writers, torch.empty_like(self._writers)])
+        for place, new in enumerate((keys, values)):
+            self._memory[self.length, layer, place] = new.flatten(1)
+        both = self._memory[: self.length + 1, layer].unflatten(-1, (keys.shape[1], -1)).permute(1, 2, 3, 0, 4)
+        return both[0], both[1]
+
+    def end_position(self) -> None:
+        """All layers have the next position."""
+        self._writers[self.length] = torch.arange(self._writers.shape[1], device=self._writers.device)
+        self.length += 1
+
+    def select(self, rows: Tensor) -> None:
+        """Take the given rows (int64) in the place of all."""
+        n_rows = len(rows)
+        if n_rows > self._writers.shape[1]:
+            self._memory, self._writers = self._memory[..., rows, :], self._writers[:, rows]
+            return
+        memory, before = self._memory[..., :n_rows, :], self._writers[:, :n_rows]
+        writers = self._writers[: self.length, rows]
+        positions, places = (writers != before[: self.length]).nonzero(as_tuple=True)
+        memory[positions, :, :, places] = self._memory[positions, :, :, rows[places]]
+        before[: self.length] = writers
+        self._memory, self._writers = memory, before
 
 
 @dataclass
@@ -169,15 +215,16 @@ class DecoderState:
 
     The N / B hypotheses of a sentence stand together, and share what belongs to their source.
 
-    With the cache on, `past` holds each layer's keys and values so far; with it off, `prefix` (N, t) holds
-    the tokens so far and every step computes the whole prefix anew: slower, and the reference for the cache.
+    With the cache on, `past` holds each layer's keys and values so far, and belongs to the newest state alone: a
+    step or a selection changes it in place. With it off, `prefix` (N, t) holds the tokens so far and every step
+    computes the whole prefix anew: slower, and the reference for the cache.
     """
 
     source_mask: Tensor  # (B, 1, 1, S)
     memory: Tensor  # (B, S, D)
     prefix: Tensor  # (N, t)
     memory_keys_values: list[tuple[Tensor, Tensor]] | None  # per layer, (B, H, S, K)
-    past: list[tuple[Tensor, Tensor]] | None  # per layer, (N, H, t, K)
+    past: Past | None
 
     def select(self, rows: Tensor, same_sources: bool = False) -> "DecoderState":
         """The state of the given rows (int64): all those of some sentences, in any order of the sentences.
@@ -193,7 +240,7 @@ class DecoderState:
             if self.memory_keys_values is not None:
                 state.memory_keys_values = [(k[sources], v[sources]) for k, v in self.memory_keys_values]
         if self.past is not None:
-            state.past = [(k[rows], v[rows]) for k, v in self.past]
+            self.past.select(rows)
         return state
 
     def with_beams(self, k: int) -> "DecoderState":
@@ -334,8 +381,12 @@ class Transformer(nn.Module):
         memory = self.encode(source)
         memory_keys_values = past = None
         if use_cache:
-            memory_keys_values = [layer.cross_attention.keys_values(memory) for layer in self._decoder_layers()]
-            past = [(k[:, :, :0], v[:, :, :0]) for k, v in memory_keys_values]
+            # Laid out once as each step reads them: a product would else copy both.
+            memory_keys_values = [
+                (keys.contiguous(), values.contiguous())
+                for keys, values in (layer.cross_attention.keys_values(memory) for layer in self._decoder_layers())
+            ]
+            past = Past(len(self.decoder_layers), len(source), memory)
         return DecoderState(self.source_mask(source), memory, source[:, :0], memory_keys_values, past)
 
     def decode_step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
@@ -346,17 +397,15 @@ class Transformer(nn.Module):
             n_beams = len(prefix) // len(state.memory)
             memory, source_mask = (t.repeat_interleave(n_beams, 0) for t in (state.memory, state.source_mask))
             states = self.decode(prefix, memory, source_mask)[:, -1]
-            past: list[tuple[Tensor, Tensor]] | None = None
         else:
             x = self.embed(self.target_embedding, tokens[:, None], start=position)
-            past = []
-            for layer, layer_past, keys_values in zip(
-                self._decoder_layers(), state.past, state.memory_keys_values, strict=True
+            for i, (layer, keys_values) in enumerate(
+                zip(self._decoder_layers(), state.memory_keys_values, strict=True)
             ):
-                x, present = layer.step(x, layer_past, keys_values, state.source_mask)
-                past.append(present)
+                x = layer.step(x, partial(state.past.extended, i), keys_values, state.source_mask)
+            state.past.end_position()
             states = self.decoder_norm(x)[:, 0]
-        state = DecoderState(state.source_mask, state.memory, prefix, state.memory_keys_values, past)
+        state = DecoderState(state.source_mask, state.memory, prefix, state.memory_keys_values, state.past)
         return F.linear(states, self.output_weight), state
 
     @torch.no_grad()

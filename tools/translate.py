@@ -4,12 +4,14 @@ All that it needs is in the run's folder: the best checkpoint brings weights, co
 `--engine ctranslate2` CTranslate2 does the search, faster; RUN may then be what `tools.export` wrote for it.
 """
 
+import codecs
 import io
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import torch
 import tyro
@@ -28,6 +30,8 @@ from training.ranges import BatchSize, BeamSize, Count, LengthPower, Seed, Tempe
 
 Engine = Literal["torch", "ctranslate2"]
 Quantization = Literal["float32", "int8", "int8_float32"]
+
+CHUNK_BYTES = 1 << 20  # most that is read of stdin at a time
 
 
 class Translator:
@@ -57,10 +61,12 @@ class Translator:
         temperature: float = 0.0,
         top_k: int = 0,
         seed: int = 0,
+        n_before: int = 0,
     ) -> list[str]:
         """Translations in the order of the sentences; an empty sentence stays empty.
 
-        Beam search with the run's own settings unless told otherwise; `temperature` > 0 samples instead.
+        Beam search with the run's own settings unless told otherwise; `temperature` > 0 samples instead, each
+        sentence by its number, counted on from `n_before`.
         A sentence is cut after the run's `eval_max_len` tokens, and a line on stderr says of how many.
         Of a run with masked numbers, those of each sentence are copied into its translation.
         """
@@ -69,7 +75,7 @@ class Translator:
             if temperature > 0:
                 outputs = []
                 for i, tokens in zip(numbers, sources, strict=True):
-                    generator = seeded_generator(torch.device("cpu"), Stream.TRANSLATIONS, seed, i)
+                    generator = seeded_generator(torch.device("cpu"), Stream.TRANSLATIONS, seed, n_before + i)
                     source = torch.tensor([tokens], device=self.device)
                     outputs += sample(self.model, source, SPECIAL, [generator], temperature, top_k)
                 return outputs
@@ -89,6 +95,23 @@ class Translator:
         return translate_sentences(sentences, *tokenizers, self.config.eval_max_len, search)
 
 
+def lines_as_they_come(stream: BinaryIO) -> Iterator[list[str]]:
+    """The lines of a UTF-8 stream, without their ends: those that have come by then, in one list.
+
+    A file or a full pipe gives some 64 KiB or more at a time, someone who waits for each answer a line. Raises
+    UnicodeDecodeError.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    begun = ""
+    while chunk := stream.read1(CHUNK_BYTES):  # type: ignore[attr-defined]  # of buffered streams, as stdin's is
+        *lines, begun = (begun + decoder.decode(chunk)).split("\n")
+        if lines:
+            yield [line.rstrip("\r") for line in lines]
+    begun += decoder.decode(b"", final=True)
+    if begun:
+        yield [begun.rstrip("\r")]
+
+
 def main(
     run: Positional[PathFlag],
     sentences: Positional[tuple[str, ...]] = (),
@@ -104,7 +127,7 @@ def main(
     engine: Annotated[Engine, tyro.conf.arg(help="what searches; ctranslate2: an optional package")] = "torch",
     quantization: Annotated[Quantization, tyro.conf.arg(help="ctranslate2, of a run: of the matrices")] = "float32",
 ) -> None:
-    """Translate sentences given as arguments, else the lines of stdin, to stdout, one a line.
+    """Translate sentences given as arguments, else the lines of stdin as they come, to stdout, one a line.
 
     Args:
         run: run folder (its best checkpoint is taken) or one checkpoint
@@ -118,6 +141,7 @@ def main(
             "max_tokens": max_tokens,
         }
         translate: Any
+        counts_on = False  # whether a sentence's number matters
         if engine == "ctranslate2":
             if temperature > 0 or top_k > 0:
                 raise UsageError("--temperature and --top_k are of --engine torch: leave out the one or the other")
@@ -130,15 +154,17 @@ def main(
                 raise UsageError("--quantization is of --engine ctranslate2: leave it out, or add that")
             sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "seed": seed}
             translate = partial(Translator(run), **searching, **sampling)
+            counts_on = temperature > 0
         assert isinstance(sys.stdin, io.TextIOWrapper) and isinstance(sys.stdout, io.TextIOWrapper)
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # as stdin, whatever the locale
         if sentences:
             print("\n".join(translate(list(sentences))))
             return
-        sys.stdin.reconfigure(encoding="utf-8", newline="\n")
-        lines = [line.rstrip("\r\n") for line in sys.stdin]
-        for translation in translate(lines):
-            print(translation)
+        n_before = 0
+        for lines in lines_as_they_come(sys.stdin.buffer):
+            numbered = {"n_before": n_before} if counts_on else {}
+            print("\n".join(translate(lines, **numbered)), flush=True)
+            n_before += len(lines)
     except (UsageError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

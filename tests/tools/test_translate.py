@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 from pathlib import Path
@@ -148,6 +149,31 @@ def test_another_engine_gives_the_same_translations(finished, tmp_path, capsys):
             call_with_flags(main, [str(finished), "x", *flags])
         assert end.value.code == 2
         assert named in capsys.readouterr().err
+
+
+def test_answers_come_before_stdin_ends_whatever_the_cuts(finished, capsys, monkeypatch):
+    """A pipe that gives a few bytes at a time; what a piece completes is said before the next is asked for."""
+    text = "1 2 3\r\n\n44 5\n\N{SNOWMAN} 7 8"
+    content = text.encode()
+    said: list[int] = []
+
+    class Pipe(io.BytesIO):
+        def read1(self, size=-1):
+            said.append(capsys.readouterr().out.count("\n") + (said[-1] if said else 0))
+            return super().read1(min(size, 2))
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Pipe(content)))
+    main(str(finished), beam_size=1)
+    complete = [content[: 2 * i].count(b"\n") for i in range(len(said) - 1)]
+    assert said == [*complete, 3] and said[-2] == 3
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_samples_of_stdin_are_those_of_the_whole_text_at_once(finished):
+    lines = ["1 2 3", "4 5 6", "7 8 9"]
+    translator = Translator(finished)
+    whole = translator(lines, temperature=1.5)
+    assert translator(lines[1:], temperature=1.5, n_before=1) == whole[1:] != translator(lines[1:], temperature=1.5)
 
 
 def test_masked_numbers_are_copied_from_the_sentence(tmp_path):

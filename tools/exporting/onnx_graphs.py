@@ -143,10 +143,15 @@ class StepGraph(TransformerGraph):
         model = self.model
         x = self.embed(model.target_embedding, tokens[:, None], past.shape[4])
         mask = model.source_mask(source)
-        present = []
+        present: list[Tensor] = []
+
+        def extended(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            """Of the layer whose turn it is."""
+            present.append(torch.cat([past[len(present)], torch.stack([keys, values])], 3))
+            return present[-1][0], present[-1][1]
+
         for i, layer in enumerate(model._decoder_layers()):
-            x, keys_values = layer.step(x, (past[i, 0], past[i, 1]), (memory[i, 0], memory[i, 1]), mask)
-            present.append(torch.stack(keys_values))
+            x = layer.step(x, extended, (memory[i, 0], memory[i, 1]), mask)
         logits = F.linear(model.decoder_norm(x)[:, 0], model.output_weight)
         return (logits + self.never).log_softmax(-1), torch.stack(present)
 
