@@ -4,7 +4,7 @@ import importlib
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from tools.exporting.comparison import Difference, largest_difference
 from tools.exporting.trained_model import Pretrained, TrainedModel
@@ -17,7 +17,7 @@ LIMIT = 1e-4
 def write(trained: TrainedModel, folder: Path) -> None:
     """Fill an empty folder."""
     weights = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))  # save_file shuts others out
     (folder / CONFIG).write_text(json.dumps(trained.description, indent=1) + "\n", encoding="utf-8")
     for name, text in trained.texts.items():
         (folder / name).write_text(text, encoding="utf-8")
