@@ -44,7 +44,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         "translation": translation_run(folder / "translation"),
         "lstm": translation_run(folder / "lstm", **LSTM),
         "cifar": cifar_run(folder / "cifar", speednet_widths=(8, 8, 8), views="mirror"),
-        "unet": unet_run(folder / "unet"),
+        "unet": unet_run(folder / "unet", depth=1),
         "cvae": cvae_run(folder / "cvae"),
     }
     for name, run in made.items():
