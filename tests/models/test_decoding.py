@@ -47,6 +47,12 @@ def test_the_cache_changes_nothing(model, beam_size):
     assert greedy_search(model, source, SPECIAL) == greedy_search(model, source, SPECIAL, use_cache=False)
 
 
+def test_the_cache_grows_with_a_long_translation(model):
+    source = torch.randint(4, 40, (3, 30), generator=torch.Generator().manual_seed(1))
+    cached, plain = (beam_search(model, source, SPECIAL, 3, use_cache=c) for c in (True, False))
+    assert cached == plain and max(map(len, cached)) > 2 * 32
+
+
 @pytest.mark.parametrize("beam_size", [1, 5])
 def test_batches_of_1_and_of_64_give_the_same(model, beam_size):
     sentences = [[t for t in row if t] for row in make_sources().tolist()]
