@@ -272,9 +272,9 @@ def build_model(config: Config, n_classes: int) -> UNet:
 
 def build_optimizer(model: UNet, config: Config, mixed_precision: str) -> Optimizer:
     """Every parameter in one group: filters, and the rest (the last layer, biases, norms)."""
-    head = model.head.weight
-    filters = [p for p in model.parameters() if p.ndim > 1 and p is not head]
-    rest = [p for p in model.parameters() if p.ndim <= 1 or p is head]
+    heads = {model.head.weight}  # of layers whose outputs are logits: Muon would turn them too fast
+    filters = [p for p in model.parameters() if p.ndim > 1 and p not in heads]
+    rest = [p for p in model.parameters() if p.ndim <= 1 or p in heads]
     groups: list[dict[str, Any]] = [
         {"params": filters},
         {"params": rest, "weight_decay": 0.0, "lr_factor": config.bias_lr_factor},

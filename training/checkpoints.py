@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +27,10 @@ from training.run_folder import DISK_ERRORS, cannot_write, writing
 
 MANIFEST, STATE = "manifest.json", "state.json"
 MODEL, AVERAGED = "model.safetensors", "ema.safetensors"
+OTHER_GROUPS = (
+    "was trained by a build_optimizer that orders or groups the parameters otherwise: put that one back, or let "
+    "the averages begin anew by --resume_changes"
+)
 
 
 def _sha256(path: Path) -> str:
@@ -235,20 +240,26 @@ def load_checkpoint(
     ema: EMA | None = None,
     optimizer: str | None = None,
     resume_changes: bool = False,
+    optimizer_groups: Sequence[Sequence[str]] | None = None,
 ) -> dict:
     """Restore model, optimizer, scaler and EMA in place; called by all processes.
 
     Returns the saved `state`. Raises UsageError when the weights do not fit the model, or when the checkpoint is of
-    another `--optimizer`: its averages would be taken for this one's. With `resume_changes` they begin anew.
+    another `--optimizer` or of other groups of parameters, by name (`optimizer_groups`): torch goes by their order,
+    and averages would be taken for those of another. With `resume_changes` they begin anew.
     """
     check_weights_fit(accelerator.unwrap_model(model), checkpoint)
     state = read_state(checkpoint)
     trained_with = state.get("config", {}).get("optimizer", optimizer)
+    other_optimizer = ""
     if trained_with != optimizer:
-        if not resume_changes:
-            raise UsageError(f"{checkpoint} was trained with --optimizer {trained_with}: resume it with the same")
-        if accelerator.is_main_process:
-            print(f"resuming {checkpoint}: the averages of --optimizer {optimizer} begin anew", flush=True)
+        other_optimizer = f"was trained with --optimizer {trained_with}: resume it with the same"
+    elif optimizer_groups is not None and state.get("optimizer_groups", optimizer_groups) != optimizer_groups:
+        other_optimizer = OTHER_GROUPS
+    if other_optimizer and not resume_changes:
+        raise UsageError(f"{checkpoint} {other_optimizer}")
+    if other_optimizer and accelerator.is_main_process:
+        print(f"resuming {checkpoint}: the averages of the optimizer begin anew", flush=True)
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
     def load_plain_names(models, input_dir):
@@ -259,10 +270,14 @@ def load_checkpoint(
         raise UsageError(f"{checkpoint} was not trained in fp16: resume it in the precision of its run")
     hook = accelerator.register_load_state_pre_hook(load_plain_names)
     optimizers = accelerator._optimizers
-    if trained_with != optimizer:
+    if other_optimizer:
         accelerator._optimizers = []  # nothing to load: load_state would give it what is another's
     try:
         accelerator.load_state(str(checkpoint))
+    except ValueError as error:
+        if "parameter group" in str(error):  # of a checkpoint that does not name what is in its groups
+            raise UsageError(f"{checkpoint} {OTHER_GROUPS}") from error
+        raise
     finally:
         accelerator._optimizers = optimizers
         hook.remove()

@@ -1,5 +1,6 @@
 """What several processes must do alike, so that none waits for one that has ended."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -36,16 +37,17 @@ def raise_if_replicas_differ(accelerator: Accelerator, model: nn.Module) -> None
     """Raise RuntimeError where the processes' copies of `model` have run apart. All processes call.
 
     Nothing else would notice: each would train on, and the main process's weights would be saved. Some numbers of
-    each parameter are compared, to a thousandth: machines of other kinds may round otherwise.
+    each parameter and buffer are compared, to a thousandth: machines of other kinds may round otherwise.
     """
     if accelerator.num_processes == 1:
         return
-    flat = (parameter.detach().flatten() for parameter in model.parameters())
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    flat = (tensor.detach().flatten() for tensor in tensors)
     sample = torch.cat([values[:: max(1, len(values) // SAMPLED)][:SAMPLED].float() for values in flat])
     copies = gather(sample).view(accelerator.num_processes, -1)  # (processes, numbers)
     apart = (copies.amax(0) - copies.amin(0)) > 1e-3 * copies.abs().amax(0) + 1e-5
     if bool(apart.any()):
         raise RuntimeError(
-            "the processes train different weights: something in train_update is drawn for each process and not "
-            "for the update; draw it after seed_micro_batch(config.seed, step, n_parts), the same in all"
+            "the processes train different weights: something in train_update is of each process and not of the "
+            "update; draw after seed_micro_batch(config.seed, step, n_parts), sum by sum_over_processes(..)"
         )

@@ -41,6 +41,7 @@ def prepare_training(
     if accelerator.num_processes > 1:
         synchronize_batch_norm(model)
     optimizer = build_optimizer(model, config, accelerator.mixed_precision)  # of the final parameters
+    names = _names_in_groups(model, optimizer)  # before they are sharded
     if config.compile:
         compile_model(model, accelerator.device, dynamic=compile_dynamic)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -48,12 +49,18 @@ def prepare_training(
     if checkpoint:
         optimizer_name = getattr(config, "optimizer", None)
         groups = [dict(group) for group in optimizer.param_groups]
-        state = load_checkpoint(accelerator, model, checkpoint, ema, optimizer_name, config.resume_changes)
+        state = load_checkpoint(accelerator, model, checkpoint, ema, optimizer_name, config.resume_changes, names)
         for group, own in zip(optimizer.param_groups, groups, strict=True):
             for dropped in group.keys() - own.keys():  # by a later version of the script
                 del group[dropped]
             group |= _settings_of_group(own)
-    return model, optimizer, ema, state
+    return model, optimizer, ema, {**state, "optimizer_groups": names}
+
+
+def _names_in_groups(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:
+    """The names of the parameters of each group. An optimizer keeps its state by their order alone."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
 
 
 def _settings_of_group(group: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,4 @@
 import pytest
-import torch
 from accelerate import Accelerator
 from torch import nn
 from two_processes import on_processes
@@ -7,14 +6,13 @@ from two_processes import on_processes
 from training.processes import raise_if_replicas_differ
 
 
-def of_copies(accelerator: Accelerator) -> tuple[str, str]:
-    """What is raised for equal copies, and for copies of which one has moved."""
-    torch.manual_seed(0)
-    model = nn.Linear(5, 7)
+def of_copies(accelerator: Accelerator) -> tuple[str, str, str]:
+    """What is raised for equal copies, and for copies of which one has another weight, or buffer."""
     said = []
-    for moves in (0.0, 0.01 * accelerator.process_index):
-        with torch.no_grad():
-            model.weight += moves
+    for weight, mean in ((0, 0), (0.01, 0), (0, 0.01)):
+        model = nn.BatchNorm1d(5)
+        model.weight.data += weight * accelerator.process_index
+        model.get_buffer("running_mean").add_(mean * accelerator.process_index)
         try:
             raise_if_replicas_differ(accelerator, model)
             said.append("")
@@ -25,10 +23,10 @@ def of_copies(accelerator: Accelerator) -> tuple[str, str]:
 
 @pytest.mark.training
 def test_copies_that_have_run_apart_are_found_by_each_process(tmp_path):
-    for equal, apart in on_processes(2, of_copies, tmp_path):
+    for equal, *apart in on_processes(2, of_copies, tmp_path):
         assert equal == ""
-        assert "seed_micro_batch(config.seed, step, n_parts)" in apart
+        assert all("seed_micro_batch(config.seed, step, n_parts)" in said for said in apart)
 
 
 def test_one_process_has_nothing_to_compare(fresh_accelerate):
-    assert of_copies(Accelerator(cpu=True)) == ("", "")
+    assert of_copies(Accelerator(cpu=True)) == ("", "", "")

@@ -46,7 +46,7 @@ def test_a_new_run_begins_at_step_0_and_trains_what_is_evaluated(fresh_accelerat
     accelerator, model = Accelerator(cpu=True), net()
     before = model[0].weight.clone()
     prepared, optimizer, ema, state = prepare_training(accelerator, model, build_optimizer, Config(), None)
-    assert ema is None and state == {"step": 0, "epoch": 0, "updates_in_epoch": 0}
+    assert ema is None and state.items() >= {"step": 0, "epoch": 0, "updates_in_epoch": 0}.items()
     evaluated = weights_to_evaluate(accelerator, prepared, ema)
     update(accelerator, prepared, optimizer)
     assert not torch.equal(evaluated[0].weight, before)
@@ -78,7 +78,7 @@ def test_a_checkpoint_gives_weights_average_optimizer_and_state(fresh_accelerate
     expected = [update(accelerator, model, optimizer, seed) for seed in (3, 4)]
     averaged = ema.module[0].weight.clone()
     accelerator, model, optimizer, ema, state = opened(checkpoint)
-    assert state == {"step": 3, "epoch": 1} and ema.n_averaged == 3
+    assert (state["step"], state["epoch"]) == (3, 1) and ema.n_averaged == 3
     assert torch.equal(ema.module[0].weight, averaged)
     assert [update(accelerator, model, optimizer, seed) for seed in (3, 4)] == expected
 
@@ -104,6 +104,32 @@ def test_numbers_of_the_optimizer_are_those_of_the_command_that_resumes(fresh_ac
     assert "warmup" not in group  # which the code that resumes no longer gives
     loaded = [state["momentum_buffer"] for state in optimizer.state_dict()["state"].values()]
     assert all(map(torch.equal, loaded, buffers)) and len(loaded) == len(buffers) > 0
+
+
+def test_an_optimizer_that_orders_or_groups_its_parameters_otherwise_is_refused_or_begins_anew(
+    fresh_accelerate, tmp_path
+):
+    def prepared(checkpoint, grouped, resume_changes=False):
+        fresh_accelerate()
+
+        def build(model, config, mixed_precision):
+            return torch.optim.AdamW([{"params": group} for group in grouped(list(model.parameters()))], lr=0.1)
+
+        accelerator, config = Accelerator(cpu=True), Config(resume_changes=resume_changes)
+        return accelerator, *prepare_training(accelerator, net(), build, config, checkpoint)
+
+    together, reversed_order, apart = (lambda p: [p], lambda p: [p[::-1]], lambda p: [p[:1], p[1:]])
+    accelerator, model, optimizer, _, state = prepared(None, together)
+    update(accelerator, model, optimizer)
+    named = save_checkpoint(accelerator, model, tmp_path / "named", {**state, "step": 1})
+    older = save_checkpoint(accelerator, model, tmp_path / "older", {"step": 1})  # which names no parameters
+    for checkpoint, grouped in ((named, reversed_order), (named, apart), (older, apart)):
+        with pytest.raises(UsageError, match="build_optimizer"):
+            prepared(checkpoint, grouped)
+    _, _, optimizer, _, state = prepared(named, reversed_order, resume_changes=True)
+    assert not optimizer.state_dict()["state"] and state["step"] == 1
+    _, _, optimizer, *_ = prepared(older, together)
+    assert optimizer.state_dict()["state"]
 
 
 def test_a_checkpoint_of_another_optimizer_or_model_is_refused(fresh_accelerate, tmp_path):
