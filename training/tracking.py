@@ -186,6 +186,8 @@ class WandbBackend:
         self._save_code()
         if mode == "offline":
             print(f"W&B is offline: to upload this run later, `{self._sync_command()}`", flush=True)
+        elif self.run.url:
+            print(f"W&B: {self.run.url}", flush=True)
 
     def _save_code(self) -> None:
         """The project's code as it is now, with the run's files: W&B's own saving has the script alone."""
