@@ -186,7 +186,12 @@ def _run_command(command: list[str], cwd: Path, figures: bool) -> None:
 
         Figure.savefig = save_blank
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    installed = [path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix))]
+    packages = ("site-packages", "dist-packages")  # of a user, or of an environment below this one
+    installed = [
+        path
+        for path in sys.path
+        if path.startswith((sys.prefix, sys.base_prefix)) or os.path.basename(path) in packages
+    ]
     if command[0] == "-m":
         sys.path[:] = [str(cwd), *filter(None, given), *installed]
         sys.argv = command[1:]

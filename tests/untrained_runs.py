@@ -32,6 +32,7 @@ def translation_run(folder: Path, **settings) -> Path:
     else:
         sides = ((sources, 200), (targets, 150))
         tokenizers = [TextTokenizer.train(texts, "bpe", size) for texts, size in sides]
+    torch.manual_seed(0)  # what a test finds is found again
     model = train_translation.build_model(config, *(tokenizer.vocab_size for tokenizer in tokenizers))
     texts = {
         f"{side}_tokenizer.json": t.to_json() for side, t in zip(("source", "target"), tokenizers, strict=True)
@@ -47,6 +48,7 @@ def cifar_run(folder: Path, **settings) -> Path:
     config = dataclasses.replace(train_cifar.RECIPES["demo"][1], **settings)
     names = ["circle", "square", "star"]
     data = {"class_names": names, "image_size": 32, "mean": [120.0, 110.0, 100.0], "std": [60.0, 61.0, 62.0]}
+    torch.manual_seed(0)  # what a test finds is found again
     model = train_cifar.build_model(config, len(names))
     return write_run(folder, "cifar", config, model, {"data.json": json.dumps(data)})
 
@@ -55,6 +57,7 @@ def unet_run(folder: Path, n_classes: int = 2, **settings) -> Path:
     config = dataclasses.replace(train_unet.RECIPES["demo"][1], **{"width": 8, "depth": 2, **settings})
     names = ["background", "pet", "rim"][:n_classes]
     data = {"class_names": names, "image_size": 64, "mean": [120.0, 110.0, 100.0], "std": [60.0, 61.0, 62.0]}
+    torch.manual_seed(0)  # what a test finds is found again
     model = train_unet.build_model(config, n_classes)
     return write_run(folder, "unet", config, model, {"data.json": json.dumps(data)})
 

@@ -224,6 +224,7 @@ class CTranslate2Translator:
                     length_penalty=penalty,
                     patience=PATIENCE,
                     max_input_length=0,
+                    min_decoding_length=0,  # by default 1: our search may find that nothing is likeliest
                     max_decoding_length=length_bound(len(sources[chosen[0]])),
                     asynchronous=True,
                 )
