@@ -65,6 +65,7 @@ from training.ranges import (
     LearningRate,
     Parts,
     Pixels,
+    RateDivisor,
     RateFactor,
     Seed,
     Share,
@@ -105,6 +106,9 @@ class Config(RunConfig):
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"  # sgd: Nesterov's; muon: for filters, sgd for the rest
     lr: LearningRate = 0.4  # peak of the one-cycle schedule
     pct_start: Share = 0.2  # share of the updates that the rate rises for
+    div_factor: RateDivisor = 25.0  # the rate begins at its peak divided by this
+    final_div_factor: RateDivisor = 1e4  # it ends at where it began divided by this; both 1: a constant rate
+    three_phase: bool = False  # from the peak it first falls, as long as it rose, to where it began
     anneal: Literal["cos", "linear"] = "cos"  # form of the rise and the fall
     momentum: ShareBelowOne = 0.9  # of sgd, also beside muon; adamw's first decay
     weight_decay: WeightDecay = 5e-4  # on weights; none on biases, norms, and what muon scales to a fixed norm
@@ -125,9 +129,9 @@ class Config(RunConfig):
 # On a resume these may be given anew; another of the others would make it another run (training/resuming.py).
 MAY_CHANGE = flag_names(
     """
-    epochs max_train_steps lr pct_start anneal momentum weight_decay bias_lr_factor head_lr_factor max_grad_norm
-    ema_decay ema_narrows evaluate_every patience views eval_batch_size data_dir checkpointing_steps
-    checkpoints_total_limit log_every compile deterministic
+    epochs max_train_steps lr pct_start div_factor final_div_factor three_phase anneal momentum weight_decay
+    bias_lr_factor head_lr_factor max_grad_norm ema_decay ema_narrows evaluate_every patience views eval_batch_size
+    data_dir checkpointing_steps checkpoints_total_limit log_every compile deterministic
     """
 )
 
@@ -278,7 +282,14 @@ def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> O
 def learning_rate(config: Config, step: int, total_steps: int) -> float:
     """The rate of update `step`, counted from 0."""
     return one_cycle(
-        step, total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start, anneal=config.anneal
+        step,
+        total_steps=total_steps,
+        max_lr=config.lr,
+        pct_start=config.pct_start,
+        div_factor=config.div_factor,
+        final_div_factor=config.final_div_factor,
+        three_phase=config.three_phase,
+        anneal=config.anneal,
     )
 
 

@@ -75,6 +75,7 @@ from training.ranges import (
     LearningRate,
     Parts,
     PatchSide,
+    RateDivisor,
     Seed,
     Share,
     ShareBelowOne,
@@ -133,6 +134,10 @@ class Config(RunConfig):
     max_train_steps: Count = 0  # updates in all, instead of epochs, and likewise; 0: by epochs
     lr: LearningRate = 2e-3  # peak of the one-cycle schedule, for AdamW
     pct_start: Share = 0.1  # share of the updates that the rate rises for
+    div_factor: RateDivisor = 25.0  # the rate begins at its peak divided by this
+    final_div_factor: RateDivisor = 1e4  # it ends at where it began divided by this; both 1: a constant rate
+    three_phase: bool = False  # from the peak it first falls, as long as it rose, to where it began
+    anneal: Literal["cos", "linear"] = "cos"  # form of the rise and the fall
     weight_decay: WeightDecay = 0.01  # on filters and matrices; none on biases and norms
     max_grad_norm: GradientNorm = 1.0  # gradients are clipped to this norm; 0: not at all
     ema_decay: ShareBelowOne = 0.999  # moving average of the weights, which is what is evaluated; 0: none
@@ -149,9 +154,9 @@ class Config(RunConfig):
 # On a resume these may be given anew; another of the others would make it another run (training/resuming.py).
 MAY_CHANGE = flag_names(
     """
-    epochs max_train_steps lr pct_start weight_decay max_grad_norm ema_decay evaluate_every patience
-    eval_batch_size iw_samples judge judge_epochs picture_temperature data_dir checkpointing_steps
-    checkpoints_total_limit log_every compile deterministic
+    epochs max_train_steps lr pct_start div_factor final_div_factor three_phase anneal weight_decay max_grad_norm
+    ema_decay evaluate_every patience eval_batch_size iw_samples judge judge_epochs picture_temperature data_dir
+    checkpointing_steps checkpoints_total_limit log_every compile deterministic
     """
 )
 
@@ -288,7 +293,16 @@ def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> O
 
 def learning_rate(config: Config, step: int, total_steps: int) -> float:
     """The rate of update `step`, counted from 0."""
-    return one_cycle(step, total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start)
+    return one_cycle(
+        step,
+        total_steps=total_steps,
+        max_lr=config.lr,
+        pct_start=config.pct_start,
+        div_factor=config.div_factor,
+        final_div_factor=config.final_div_factor,
+        three_phase=config.three_phase,
+        anneal=config.anneal,
+    )
 
 
 def kl_weight(config: Config, step: int, total_steps: int) -> float:

@@ -60,6 +60,7 @@ from training.ranges import (
     LengthRatio,
     Parts,
     PositiveInt,
+    RateDivisor,
     Seed,
     Share,
     ShareBelowOne,
@@ -138,6 +139,10 @@ class Config(RunConfig):
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for all matrices but embeddings and output
     lr: LearningRate = 1e-3  # peak of the one-cycle schedule
     pct_start: Share = 0.2  # share of the updates that the rate rises for
+    div_factor: RateDivisor = 25.0  # the rate begins at its peak divided by this
+    final_div_factor: RateDivisor = 1e4  # it ends at where it began divided by this; both 1: a constant rate
+    three_phase: bool = False  # from the peak it first falls, as long as it rose, to where it began
+    anneal: Literal["cos", "linear"] = "cos"  # form of the rise and the fall
     beta2: ShareBelowOne = 0.98  # AdamW's second decay
     weight_decay: WeightDecay = 0.01  # AdamW's, on matrices only
     label_smoothing: ShareBelowOne = 0.1  # share of the target spread evenly over the vocabulary
@@ -163,10 +168,10 @@ class Config(RunConfig):
 # On a resume these may be given anew; another of the others would make it another run (training/resuming.py).
 MAY_CHANGE = flag_names(
     """
-    epochs max_train_steps lr pct_start beta2 weight_decay max_grad_norm ema_decay patience validate_every
-    beam_size length_penalty tune_length_penalty length_normalization test_sentences final_test eval_max_len
-    eval_batch_size eval_max_tokens data_dir extra_test_files checkpointing_steps checkpoints_total_limit log_every
-    compile deterministic
+    epochs max_train_steps lr pct_start div_factor final_div_factor three_phase anneal beta2 weight_decay
+    max_grad_norm ema_decay patience validate_every beam_size length_penalty tune_length_penalty
+    length_normalization test_sentences final_test eval_max_len eval_batch_size eval_max_tokens data_dir
+    extra_test_files checkpointing_steps checkpoints_total_limit log_every compile deterministic
     """
 )
 
@@ -377,7 +382,16 @@ def build_optimizer(model: Transformer | Seq2SeqLSTM, config: Config, mixed_prec
 
 def learning_rate(config: Config, step: int, total_steps: int) -> float:
     """The rate of update `step`, counted from 0."""
-    return one_cycle(step, total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start)
+    return one_cycle(
+        step,
+        total_steps=total_steps,
+        max_lr=config.lr,
+        pct_start=config.pct_start,
+        div_factor=config.div_factor,
+        final_div_factor=config.final_div_factor,
+        three_phase=config.three_phase,
+        anneal=config.anneal,
+    )
 
 
 def token_sums(states: Tensor, output_weight: Tensor, labels: Tensor, label_smoothing: float) -> dict[str, Tensor]:

@@ -78,6 +78,7 @@ from training.ranges import (
     LearningRate,
     MaskValue,
     Parts,
+    RateDivisor,
     RateFactor,
     Seed,
     Share,
@@ -133,6 +134,10 @@ class Config(RunConfig):
     optimizer: Literal["adamw", "muon"] = "muon"  # muon: for filters, Nesterov's sgd for the rest
     lr: LearningRate = 0.05  # peak of the one-cycle schedule
     pct_start: Share = 0.2  # share of the updates that the rate rises for
+    div_factor: RateDivisor = 25.0  # the rate begins at its peak divided by this
+    final_div_factor: RateDivisor = 1e4  # it ends at where it began divided by this; both 1: a constant rate
+    three_phase: bool = False  # from the peak it first falls, as long as it rose, to where it began
+    anneal: Literal["cos", "linear"] = "cos"  # form of the rise and the fall
     bias_lr_factor: RateFactor = 4.0  # the rate of biases, norms and the last layer, as a multiple
     weight_decay: WeightDecay = 0.05  # of adamw, on filters; muon keeps them at a fixed norm
     max_grad_norm: GradientNorm = 0.0  # gradients are clipped to this norm; 0: not at all
@@ -148,9 +153,9 @@ class Config(RunConfig):
 # On a resume these may be given anew; another of the others would make it another run (training/resuming.py).
 MAY_CHANGE = flag_names(
     """
-    epochs max_train_steps half_size_share lr pct_start bias_lr_factor weight_decay max_grad_norm ema_decay
-    evaluate_every patience views eval_batch_size data_dir checkpointing_steps checkpoints_total_limit log_every
-    compile deterministic
+    epochs max_train_steps half_size_share lr pct_start div_factor final_div_factor three_phase anneal
+    bias_lr_factor weight_decay max_grad_norm ema_decay evaluate_every patience views eval_batch_size data_dir
+    checkpointing_steps checkpoints_total_limit log_every compile deterministic
     """
 )
 
@@ -289,7 +294,16 @@ def build_optimizer(model: UNet, config: Config, mixed_precision: str) -> Optimi
 
 def learning_rate(config: Config, step: int, total_steps: int) -> float:
     """The rate of update `step`, counted from 0."""
-    return one_cycle(step, total_steps=total_steps, max_lr=config.lr, pct_start=config.pct_start)
+    return one_cycle(
+        step,
+        total_steps=total_steps,
+        max_lr=config.lr,
+        pct_start=config.pct_start,
+        div_factor=config.div_factor,
+        final_div_factor=config.final_div_factor,
+        three_phase=config.three_phase,
+        anneal=config.anneal,
+    )
 
 
 def picture_size(config: Config, step: int, total_steps: int) -> int:

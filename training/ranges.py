@@ -93,6 +93,7 @@ ShareBelowOne = Annotated[float, *_flag(float, at_least=0, below=1)]  # dropout,
 HalfShare = Annotated[float, *_flag(float, at_least=0, at_most=0.5)]
 Degrees = Annotated[float, *_flag(float, at_least=0, at_most=180)]
 LearningRate = Annotated[float, *_flag(float, above=0, at_most=100)]
+RateDivisor = Annotated[float, *_flag(float, above=0, at_most=10**9)]
 RateFactor = Annotated[float, *_flag(float, at_least=0, at_most=10**4)]
 WeightDecay = Annotated[float, *_flag(float, at_least=0, at_most=100)]
 GradientNorm = Annotated[float, *_flag(float, at_least=0, at_most=10**9)]

@@ -20,19 +20,22 @@ def one_cycle(
     pct_start: float = 0.3,
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
+    three_phase: bool = False,
     anneal: Literal["cos", "linear"] = "cos",
 ) -> float:
     """The learning rate of update `step`, counted from 0, under the one-cycle policy.
 
     It rises from `max_lr / div_factor` to `max_lr` over the first `pct_start` of the updates, then falls to
-    `max_lr / div_factor / final_div_factor` at the last update, `total_steps - 1`. Steps past the last one
-    keep its rate. Equal to `torch.optim.lr_scheduler.OneCycleLR` for the same arguments; where torch divides
-    by zero (`pct_start * total_steps == 1`, a warm-up of no length) the first update takes `max_lr`.
+    `max_lr / div_factor / final_div_factor` at the last update, `total_steps - 1`: at once, or in `three_phase`
+    first over another `pct_start` of the updates back to where it began. Steps past the last one keep its rate.
+    With both divisors 1 the rate is constant. Equal to `torch.optim.lr_scheduler.OneCycleLR` for the same
+    arguments; where torch divides by zero (`pct_start * total_steps == 1`, a warm-up of no length) the first
+    update takes `max_lr`.
 
     Raises `ValueError` for a negative step or an unknown `anneal`, and `UsageError` for fewer than one step
-    in total or a `pct_start` outside [0, 1].
+    in total, a `pct_start` outside [0, 1], or above 0.5 in three phases, which torch would not bring to an end.
 
-    Source: Smith and Topin, Super-Convergence, arXiv:1708.07120, in the two-phase form of fast.ai.
+    Source: Smith and Topin, Super-Convergence, arXiv:1708.07120, which has three phases, and fast.ai's two.
     """
     if step < 0:
         raise ValueError(f"step must not be negative, got {step}")
@@ -42,17 +45,25 @@ def one_cycle(
         raise UsageError(f"one-cycle schedule of {total_steps} updates: train for at least one update")
     if not 0.0 <= pct_start <= 1.0:
         raise UsageError(f"pct_start is {pct_start}: give the share of the warm-up between 0 and 1")
+    if three_phase and pct_start > 0.5:
+        raise UsageError(f"pct_start is {pct_start}, for each of two of the three phases: give at most 0.5")
 
     initial_lr = max_lr / div_factor
+    final_lr = initial_lr / final_div_factor
     last_step = total_steps - 1
-    peak_step = pct_start * total_steps - 1  # fractional as in torch: the peak may fall between two updates
     step = min(step, last_step)
+    # The peak, and the end of the fall from it, are fractional as in torch: they may lie between two updates.
+    peak_step = pct_start * total_steps - 1
+    fallen_step = 2 * pct_start * total_steps - 2 if three_phase else last_step
     if step <= peak_step:
         start, end = initial_lr, max_lr
         progress = step / peak_step if peak_step > 0 else 1.0
+    elif step <= fallen_step:
+        start, end = max_lr, initial_lr if three_phase else final_lr
+        progress = (step - peak_step) / (fallen_step - peak_step)
     else:
-        start, end = max_lr, initial_lr / final_div_factor
-        progress = (step - peak_step) / (last_step - peak_step)
+        start, end = initial_lr, final_lr
+        progress = (step - fallen_step) / (last_step - fallen_step)
 
     if anneal == "linear":
         return start + (end - start) * progress

@@ -4,6 +4,10 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
+import train_cifar
+import train_cvae
+import train_translation
+import train_unet
 from training.errors import UsageError
 from training.schedules import one_cycle, set_lr
 
@@ -29,6 +33,30 @@ def test_equals_torch_at_every_step(total_steps, pct_start, anneal):
     ours = [one_cycle(step, total_steps=total_steps, anneal=anneal, **options) for step in range(total_steps)]
     theirs = torch_one_cycle(total_steps, anneal_strategy=anneal, **options)
     assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("anneal", ["cos", "linear"])
+@pytest.mark.parametrize(("total_steps", "pct_start"), [(3, 0.0), (10, 0.3), (10, 0.5), (333, 0.42), (1000, 0.05)])
+def test_three_phases_equal_torch_at_every_step(total_steps, pct_start, anneal):
+    options = {"max_lr": 0.37, "pct_start": pct_start, "three_phase": True, "div_factor": 7, "final_div_factor": 9}
+    ours = [one_cycle(step, total_steps=total_steps, anneal=anneal, **options) for step in range(total_steps)]
+    theirs = torch_one_cycle(total_steps, anneal_strategy=anneal, **options)
+    assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("three_phase", [False, True])
+def test_a_rate_that_is_divided_by_one_is_constant(three_phase):
+    options = {"pct_start": 0.2, "div_factor": 1.0, "final_div_factor": 1.0, "three_phase": three_phase}
+    assert {one_cycle(step, total_steps=7, max_lr=1e-4, **options) for step in range(7)} == {1e-4}
+
+
+@pytest.mark.parametrize("script", [train_cifar, train_cvae, train_translation, train_unet])
+def test_each_script_gives_the_schedule_all_its_flags(script):
+    flags = {"lr": 0.1, "pct_start": 0.3, "div_factor": 100.0, "final_div_factor": 10.0, "anneal": "linear"}
+    config = script.Config(recipe="demo", **flags, three_phase=True)
+    max_lr = flags.pop("lr")
+    ours = [script.learning_rate(config, step, 20) for step in range(20)]
+    assert ours == [one_cycle(s, total_steps=20, max_lr=max_lr, **flags, three_phase=True) for s in range(20)]
 
 
 def test_defaults_are_torch_defaults():
@@ -62,6 +90,7 @@ def test_steps_past_the_end_keep_the_last_rate():
         ({"total_steps": 0}, UsageError),
         ({"pct_start": 1.5}, UsageError),
         ({"pct_start": -0.1}, UsageError),
+        ({"pct_start": 0.6, "three_phase": True}, UsageError),
     ],
 )
 def test_bad_arguments_are_refused(arguments, error):
