@@ -125,7 +125,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     steps = itertools.count()
 
     def train_update(update) -> None:
-        script.train_update(accelerator, model, optimizer, settings, update, next(steps), 1e-4)
+        script.train_update(accelerator, model, optimizer, settings, None, update, next(steps), 1e-4)
 
     def plain_update(update) -> None:
         source, target, labels = update.micro_batch(0, 1, accelerator.device)
