@@ -555,7 +555,9 @@ def mean_token_sums(
 ) -> dict[str, float]:
     """What the objective logs beside the smoothed loss, per target token of all pairs; each process has a share."""
     n_processes = accelerator.num_processes
-    planner = BatchPlanner(pairs, config.max_tokens, n_processes, batching="sorted", allow_longer=True)
+    planner = BatchPlanner(
+        pairs, config.max_tokens, n_processes, "sorted", allow_longer=True, device=accelerator.device
+    )
     batches = planner.plan_epoch(0)
     sums: dict[str, Tensor] = {}
     for batch in batches:
@@ -675,7 +677,7 @@ def main(config: Config) -> None:
     check_sizes(corpus, n_parts, config.beam_size)
 
     def planner_of(pairs: TokenizedPairs) -> BatchPlanner:
-        return BatchPlanner(pairs, config.max_tokens, n_parts, config.batching, config.seed)
+        return BatchPlanner(pairs, config.max_tokens, n_parts, config.batching, config.seed, device=device)
 
     planner = planner_of(corpus.training_pairs(0))
     first_epoch = planner.plan_epoch(0)
