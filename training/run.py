@@ -59,6 +59,7 @@ class RunConfig:
     resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from, with its run's own settings
     resume_changes: bool = False  # accept flags that make a resume another run; what they do to it is said
     eval_only: bool = False  # only evaluate the best checkpoint of --resume, or of --output_dir
+    final_test: bool = True  # at the end, evaluate the best checkpoint on the test split
     checkpointing_steps: Count = 0  # updates between checkpoints; 0: one after each validation
     checkpoints_total_limit: Count = 2  # newest checkpoints that are kept, besides the best; 0: all
     log_every: Count = 20  # updates between log lines
@@ -72,9 +73,11 @@ class RunConfig:
 def begin_run(config: Any) -> Accelerator:
     """Join the processes of the launch, own the run's folder, and seed the initial weights. All processes call.
 
-    Raises UsageError where the tracker's package is missing, where the processes do not know of each other, and
-    where the folder is not to be had.
+    Raises UsageError where there is nothing to do, where the tracker's package is missing, where the processes do
+    not know of each other, and where the folder is not to be had.
     """
+    if config.eval_only and not config.final_test:
+        raise UsageError("--eval_only evaluates the test split: leave out --no_final_test")
     require_tracker(config.tracker)
     accelerator = open_accelerator(config.gradient_accumulation_steps, config.deterministic)
     own_folder(accelerator, config.output_dir)
@@ -407,6 +410,14 @@ class Run:
         if close:
             close_accelerator(self.accelerator)
 
+    def finish_untested(
+        self, values: dict[str, Any], train_seconds: float, model: torch.nn.Module, *, step: int, close: bool = True
+    ) -> None:
+        """`finish` after `step` updates, with the figures that are drawn, where no final test is asked for."""
+        self.print("the test split is not evaluated (--no_final_test)")
+        self.log_figures(sorted(self.figures_dir.glob("*.png")), step)
+        self.finish(values, train_seconds, model, close=close)
+
     def _write_summary(self, values: dict[str, Any], train_seconds: float, model: torch.nn.Module) -> None:
         packages = ("torch", "accelerate", "datasets", "tokenizers", "sacrebleu", "wandb")
         summary = {
@@ -431,7 +442,6 @@ class Run:
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:
     installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    installed["torch"] = torch.__version__  # names the build too: +cu128, +cpu
     return {name: installed[name] for name in packages if name in installed}
 
 
