@@ -34,6 +34,7 @@ from data.text.tokenized_text import TokenizedPairs
 from figures.lr_range_test import report_lr_range_test
 from figures.translation import attention_examples, plot_translation_run
 from models.decoding import LengthNormalization, SpecialTokens, decode_in_batches
+from models.linear_consistency import linear_consistency
 from models.linear_cross_entropy import linear_cross_entropy
 from models.lstm import Seq2SeqLSTM
 from models.transformer import Transformer
@@ -66,6 +67,7 @@ from training.ranges import (
     ShareBelowOne,
     TokenBudget,
     VocabularySize,
+    Weight,
     WeightDecay,
     Width,
 )
@@ -133,6 +135,12 @@ class Config(RunConfig):
     early_attention: bool = False  # LSTM: the decoder's first layer asks, the context goes into the others too
     input_feeding: bool = False  # LSTM: the attentional layer's output joins the next input; step by step
     teacher_forcing_ratio: Share = 1.0  # LSTM: chance of the true token as input, else its own; < 1: step by step
+    # --- objective
+    label_smoothing: ShareBelowOne = 0.1  # share of the target spread evenly over the vocabulary
+    masked_smoothing: bool = False  # nothing of it for words of a joint vocabulary that only the source side has
+    consistency: Literal["none", "r-drop", "simcut"] = "none"  # of two showings: other dropout, or cut tokens
+    consistency_weight: Weight = 3.0  # r-drop, simcut: of the divergence of the two predictions (the papers' alpha)
+    cutoff: ShareBelowOne = 0.05  # simcut: share of the tokens whose embeddings are zero in the second showing
     # --- optimization
     epochs: Epochs = 18  # passes over the training pairs; on a resume, another number stretches the schedule
     max_train_steps: Count = 0  # updates in all, instead of epochs, and likewise; 0: by epochs
@@ -145,7 +153,6 @@ class Config(RunConfig):
     anneal: Literal["cos", "linear"] = "cos"  # form of the rise and the fall
     beta2: ShareBelowOne = 0.98  # AdamW's second decay
     weight_decay: WeightDecay = 0.01  # AdamW's, on matrices only
-    label_smoothing: ShareBelowOne = 0.1  # share of the target spread evenly over the vocabulary
     max_grad_norm: GradientNorm = 1.0  # gradients are clipped to this norm; 0: not at all
     ema_decay: ShareBelowOne = 0.998  # moving average of the weights, which is what is evaluated; 0: none
     patience: Count = 0  # end after so many validations without a better BLEU (below 1: chrF); 0: never
@@ -290,9 +297,26 @@ LSTM_OPTIONS = (
     "input_feeding",
     "teacher_forcing_ratio",
 )
+CONSISTENCY_OPTIONS = {"r-drop": ("consistency_weight",), "simcut": ("consistency_weight", "cutoff")}
 # What a checkpoint was evaluated with whose config does not have the field yet.
 OLD_RULES = {"length_normalization": "gnmt"}
 STACKED = {"weight_ih": 4, "weight_hh": 4, "key_value": 2}  # matrices in one parameter: gates; keys and values
+
+
+def check_objective(config: Config) -> None:
+    """Raise UsageError where the flags of the objective do not go with the others."""
+    if config.masked_smoothing and config.tied_embeddings != "three-way":
+        raise UsageError("--masked_smoothing is of a joint vocabulary: add --tied_embeddings three-way")
+    if config.masked_smoothing and config.label_smoothing == 0:
+        raise UsageError("--masked_smoothing says where --label_smoothing goes: give it more than 0")
+    if config.consistency == "none":
+        return
+    if config.teacher_forcing_ratio < 1:
+        raise UsageError("--consistency compares predictions of the same tokens: give --teacher_forcing_ratio 1")
+    if config.consistency == "simcut" and config.input_feeding:
+        raise UsageError("--consistency simcut cuts a target that is read in one call: leave out --input_feeding")
+    if config.consistency == "r-drop" and not config.dropout + config.attention_dropout + config.activation_dropout:
+        raise UsageError("--consistency r-drop compares predictions under dropout: give --dropout more than 0")
 
 
 def load_splits(config: Config) -> CorpusSplits:
@@ -393,15 +417,48 @@ def learning_rate(config: Config, step: int, total_steps: int) -> float:
     )
 
 
-def token_sums(states: Tensor, output_weight: Tensor, labels: Tensor, label_smoothing: float) -> dict[str, Tensor]:
+def smoothing_spread(corpus: TranslationCorpus, config: Config, device: torch.device) -> Tensor | None:
+    """How --label_smoothing spreads its share over the vocabulary, (V,) of sum 1; None: evenly."""
+    if not config.masked_smoothing:
+        return None
+    smoothed = torch.from_numpy(~corpus.only_in_source()).float()
+    return (smoothed / smoothed.sum()).to(device)
+
+
+def token_sums(
+    states: Tensor, output_weight: Tensor, labels: Tensor, label_smoothing: float, spread: Tensor | None = None
+) -> dict[str, Tensor]:
     """What is trained on ("loss") and what is logged beside it, as sums over the target tokens (nats).
 
     The model's `forward` calls it with its states (B, T, D) and its output projection (V, D), and passes on the
     labels (B, T), PAD_ID where nothing is to be predicted. The logits are states @ output_weight.T (B, T, V); they
     are never held as a whole.
     """
-    loss, nll = linear_cross_entropy(states, output_weight, labels, label_smoothing, ignore_index=PAD_ID)
+    loss, nll = linear_cross_entropy(states, output_weight, labels, label_smoothing, spread, ignore_index=PAD_ID)
     return {"loss": loss, "nll": nll}
+
+
+def consistency_sums(
+    states: Tensor, output_weight: Tensor, labels: Tensor, config: Config, spread: Tensor | None
+) -> dict[str, Tensor]:
+    """`token_sums` of sentences shown twice, states (2B, T, D), with how far the two predictions lie apart."""
+    loss, nll, divergence = linear_consistency(
+        states,
+        output_weight,
+        labels,
+        config.consistency,
+        config.consistency_weight,
+        config.label_smoothing,
+        spread,
+        ignore_index=PAD_ID,
+    )
+    return {"loss": loss, "nll": nll, "divergence": divergence}
+
+
+def cut_tokens(tokens: Tensor, cutoff: float) -> Tensor:
+    """Which of the tokens (B, T), shown whole and then once more, are cut: (2B, T) bool, none of the first half."""
+    cut = torch.rand(tokens.shape, device=tokens.device) < cutoff
+    return torch.cat([torch.zeros_like(cut), cut])
 
 
 def train_update(
@@ -409,12 +466,14 @@ def train_update(
     model: nn.Module,
     optimizer: Optimizer,
     config: Config,
+    spread: Tensor | None,
     batch: Update,
     step: int,
     lr: float,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Update `step`, on the sentences of `batch`; this process takes its share of the micro-batches.
 
+    `spread` is that of label smoothing.
     Returns this process's sums of the objective, by name, and the gradient norm.
     """
     model.train()
@@ -425,7 +484,14 @@ def train_update(
         seed_micro_batch(config.seed, step, part)
         source, target, labels = batch.micro_batch(part, n_parts, accelerator.device)
         with accelerator.accumulate(model):
-            terms = model(source, target, token_sums, labels, config.label_smoothing)
+            if config.consistency == "none":
+                terms = model(source, target, token_sums, labels, config.label_smoothing, spread)
+            else:  # twice in one call, so that DDP sees one forward for each backward
+                cut = None
+                if config.consistency == "simcut":
+                    cut = cut_tokens(source, config.cutoff), cut_tokens(target, config.cutoff)
+                twice = source.repeat(2, 1), target.repeat(2, 1)
+                terms = model(*twice, consistency_sums, labels, config, spread, cut=cut)
             # The mean over all target tokens of the update: DDP averages over processes and backward()
             # divides by the accumulation steps, so the sum is scaled up by both.
             accelerator.backward(terms["loss"] * (n_parts / batch.target_tokens))
@@ -488,7 +554,9 @@ def mean_token_sums(
 ) -> dict[str, float]:
     """What the objective logs beside the smoothed loss, per target token of all pairs; each process has a share."""
     n_processes = accelerator.num_processes
-    planner = BatchPlanner(pairs, config.max_tokens, n_processes, batching="sorted", allow_longer=True)
+    planner = BatchPlanner(
+        pairs, config.max_tokens, n_processes, "sorted", allow_longer=True, device=accelerator.device
+    )
     batches = planner.plan_epoch(0)
     sums: dict[str, Tensor] = {}
     for batch in batches:
@@ -591,6 +659,8 @@ def report_test(run: Run, loop: Loop, model: nn.Module, corpus: TranslationCorpu
 def main(config: Config) -> None:
     config = settings_of_run(config, RECIPES, MAY_CHANGE, "translation", OLD_RULES)
     refuse_options_of_other_models(config, RECIPES, {"transformer": TRANSFORMER_OPTIONS, "lstm": LSTM_OPTIONS})
+    refuse_options_of_other_models(config, RECIPES, CONSISTENCY_OPTIONS, choice="consistency")
+    check_objective(config)
     accelerator = begin_run(config)
     device = accelerator.device
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
@@ -604,7 +674,7 @@ def main(config: Config) -> None:
     check_sizes(corpus, n_parts, config.beam_size)
 
     def planner_of(pairs: TokenizedPairs) -> BatchPlanner:
-        return BatchPlanner(pairs, config.max_tokens, n_parts, config.batching, config.seed)
+        return BatchPlanner(pairs, config.max_tokens, n_parts, config.batching, config.seed, device=device)
 
     planner = planner_of(corpus.training_pairs(0))
     first_epoch = planner.plan_epoch(0)
@@ -629,7 +699,8 @@ def main(config: Config) -> None:
         config.max_tokens * n_parts, len(planner.pairs), len(first_epoch), config.seed, config.batching
     )
     total_steps = place_in_epoch(accelerator, config, state, epoch_plan, checkpoint, "tokens")
-    update = partial(train_update, accelerator, model, optimizer, config)
+    spread = smoothing_spread(corpus, config, device)
+    update = partial(train_update, accelerator, model, optimizer, config, spread)
     if config.find_lr:
         result = find_lr(accelerator, model, optimizer, plan(0), update, count=attrgetter("target_tokens"))
         report_lr_range_test(accelerator, result, Path(config.output_dir))

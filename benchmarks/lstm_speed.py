@@ -125,7 +125,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     steps = itertools.count()
 
     def train_update(update) -> None:
-        script.train_update(accelerator, model, optimizer, settings, update, next(steps), 1e-4)
+        script.train_update(accelerator, model, optimizer, settings, None, update, next(steps), 1e-4)
 
     def plain_update(update) -> None:
         source, target, labels = update.micro_batch(0, 1, accelerator.device)
@@ -143,7 +143,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
             chosen = order[start : start + sentences]
             source_lengths, target_lengths = (side[chosen] + 1 for side in lengths)  # the end mark
             shape = Shape(int(source_lengths.max()), int(target_lengths.max()))
-            yield Update(pairs, chosen, shape, int(target_lengths.sum()))
+            yield Update(planner.gathered, torch.from_numpy(chosen), shape, int(target_lengths.sum()))
 
     update_once = plain_update if "plain" in variant else train_update
     plan = random_batches if "random" in variant else planner.plan_epoch

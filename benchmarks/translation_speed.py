@@ -90,7 +90,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         started, tokens, done = time.perf_counter(), 0, 0
         while time.perf_counter() - started < seconds or done < 2:
             update = next(stream)
-            script.train_update(accelerator, model, optimizer, settings, update, next(steps), 1e-4)
+            script.train_update(accelerator, model, optimizer, settings, None, update, next(steps), 1e-4)
             tokens, done = tokens + update.target_tokens, done + 1
             if done % 20 == 0:
                 synchronize()

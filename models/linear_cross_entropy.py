@@ -16,29 +16,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, states, weight, labels, label_smoothing, ignore_index, needs_gradient):
-        n_words = weight.shape[0]
+    def forward(ctx, states, weight, labels, label_smoothing, spread, ignore_index, needs_gradient):
         working_weight = weight.to(states.dtype)
         gradients = (torch.zeros_like(states), torch.zeros_like(weight)) if needs_gradient else None
         smoothed = torch.zeros((), dtype=torch.float32, device=states.device)
         plain = torch.zeros_like(smoothed)
-        rows = max(CHUNK_ELEMENTS.get(states.device.type, 1 << 24) // n_words, 16)
+        rows = rows_of_a_chunk(weight)
         for start in range(0, states.shape[0], rows):
             chunk = slice(start, start + rows)
             counted = (labels[chunk] != ignore_index)[:, None]
             label = labels[chunk, None].clamp(min=0)
             log_probs = torch.log_softmax(states[chunk] @ working_weight.t(), 1, dtype=torch.float32)  # (rows, V)
-            nll = -log_probs.gather(1, label) * counted
-            uniform = -log_probs.mean(1, keepdim=True) * counted
-            plain += nll.sum()
-            smoothed += (1 - label_smoothing) * nll.sum() + label_smoothing * uniform.sum()
+            of_chunk = cross_entropy_sums(log_probs, label, counted, label_smoothing, spread)
+            smoothed += of_chunk[0]
+            plain += of_chunk[1]
             if gradients is not None:
                 states_grad, weight_grad = gradients
-                gradient = log_probs.exp_().sub_(label_smoothing / n_words)
-                gradient.scatter_add_(1, label, torch.full_like(nll, label_smoothing - 1))
+                gradient = subtract_target_(log_probs.exp_(), label, label_smoothing, spread)
                 gradient = gradient.mul_(counted).to(states.dtype)
                 states_grad[chunk] = gradient @ working_weight
-                weight_grad += _product_in_fp32(gradient.t(), states[chunk])
+                weight_grad += product_in_fp32(gradient.t(), states[chunk])
         if gradients is not None:
             ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(plain)
@@ -47,10 +44,36 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient, _):
         states_grad, weight_grad = ctx.saved_tensors
-        return states_grad * gradient.to(states_grad.dtype), weight_grad * gradient, None, None, None, None
+        return states_grad * gradient.to(states_grad.dtype), weight_grad * gradient, None, None, None, None, None
 
 
-def _product_in_fp32(a: Tensor, b: Tensor) -> Tensor:
+def rows_of_a_chunk(weight: Tensor) -> int:
+    """How many rows of logits are held at a time under the projection `weight` (V, D)."""
+    return max(CHUNK_ELEMENTS.get(weight.device.type, 1 << 24) // weight.shape[0], 16)
+
+
+def cross_entropy_sums(
+    log_probs: Tensor, label: Tensor, counted: Tensor, label_smoothing: float, spread: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Sums of the label-smoothed cross-entropy and of the plain one over the rows that are `counted`.
+
+    log_probs (rows, V), label and counted (rows, 1); `spread` (V,) as `linear_cross_entropy` has it.
+    """
+    nll = -log_probs.gather(1, label) * counted
+    if spread is None:
+        elsewhere = -log_probs.mean(1, keepdim=True) * counted
+    else:
+        elsewhere = -(log_probs @ spread[:, None]) * counted
+    return (1 - label_smoothing) * nll.sum() + label_smoothing * elsewhere.sum(), nll.sum()
+
+
+def subtract_target_(probs: Tensor, label: Tensor, label_smoothing: float, spread: Tensor | None) -> Tensor:
+    """Make of probs (rows, V) the gradient of the smoothed cross-entropy with respect to the logits, in place."""
+    gradient = probs.sub_(label_smoothing / probs.shape[1] if spread is None else label_smoothing * spread)
+    return gradient.scatter_add_(1, label, gradient.new_full(label.shape, label_smoothing - 1))
+
+
+def product_in_fp32(a: Tensor, b: Tensor) -> Tensor:
     """a @ b, a sum over the tokens of a chunk, which for a frequent word may pass fp16's 65,504.
 
     A CPU sums bf16 in fp32 and rounds once; only CUDA can leave that out.
@@ -64,13 +87,19 @@ def _product_in_fp32(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.compiler.disable  # the chunk loop's trip count follows the batch: nothing for the compiler to fuse
 def linear_cross_entropy(
-    states: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float = 0.0, ignore_index: int = 0
+    states: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    spread: Tensor | None = None,
+    ignore_index: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Sum of label-smoothed cross-entropy of `states @ weight.T`, and the plain sum without gradient (nats).
 
     states (..., D), weight (V, D), labels (...) int64; rows with label `ignore_index` count nothing. Equal to
     `F.cross_entropy(states @ weight.T, labels, reduction="sum", ...)`, with label smoothing as in Szegedy et
-    al. 2016 (arXiv 1512.00567, section 7). Twice differentiable it is not.
+    al. 2016 (arXiv 1512.00567, section 7). `spread` (V,), which sums to 1, says how the smoothed share is spread
+    over the words; without it, evenly. Twice differentiable it is not.
     """
     states, labels = states.flatten(0, -2), labels.flatten()
     device = states.device.type
@@ -78,5 +107,5 @@ def linear_cross_entropy(
         states = states.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
         return _LinearCrossEntropy.apply(
-            states, weight, labels, label_smoothing, ignore_index, torch.is_grad_enabled()
+            states, weight, labels, label_smoothing, spread, ignore_index, torch.is_grad_enabled()
         )

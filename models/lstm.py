@@ -206,13 +206,20 @@ class Seq2SeqLSTM(nn.Module):
         """The projection to the target vocabulary, (V, D)."""
         return self.target_embedding.weight if self.output is None else self.output.weight
 
-    def begin_decoding(self, source: Tensor, use_cache: bool = True) -> DecoderState:
+    def embed(self, table: nn.Embedding, tokens: Tensor, cut: Tensor | None) -> Tensor:
+        """Embed tokens (B, T), those that are `cut` (B, T) as zeros: (B, T, E)."""
+        x = table(tokens)
+        if cut is not None:
+            x = x.masked_fill(cut[..., None], 0.0)
+        return self.dropout(x)
+
+    def begin_decoding(self, source: Tensor, use_cache: bool = True, cut: Tensor | None = None) -> DecoderState:
         """Encode source (B, S) and open the decoder for one row a sentence.
 
         The state is all that a recurrent decoder has of its past, so `use_cache` makes no difference here.
         """
         padding = source == self.pad_id
-        x = self.dropout((self.source_embedding or self.target_embedding)(source))
+        x = self.embed(self.source_embedding or self.target_embedding, source, cut)
         layers = []
         for i, layer in enumerate(self.encoder_layers):
             x, hidden, cell = layer(self.dropout(x) if i else x, padding)
@@ -222,12 +229,12 @@ class Seq2SeqLSTM(nn.Module):
         weights = [kernel_weights(tuple(layer.parameters())) for layer in self.decoder_layers]
         return DecoderState(~padding, memory, weights, layers, fed)
 
-    def decode(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+    def decode(self, tokens: Tensor, state: DecoderState, cut: Tensor | None = None) -> tuple[Tensor, DecoderState]:
         """Read tokens (N, T) on from `state`: vectors for the output projection (N, T, D) and the new state.
 
         With input feeding, T must be 1.
         """
-        x = self.dropout(self.target_embedding(tokens))
+        x = self.embed(self.target_embedding, tokens, cut)
         if state.fed is not None:
             x = torch.cat([x, state.fed], 2)
         layers, context = [], None
@@ -261,27 +268,39 @@ class Seq2SeqLSTM(nn.Module):
             vectors.append(vector)
         return torch.cat(vectors, 1)
 
-    def decode_target(self, source: Tensor, target: Tensor) -> Tensor:
-        """source (B, S), target (B, T), which begins with BOS -> vectors for the output projection (B, T, D)."""
-        state = self.begin_decoding(source)
+    def decode_target(self, source: Tensor, target: Tensor, cut: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """source (B, S), target (B, T), which begins with BOS -> vectors for the output projection (B, T, D).
+
+        Raises ValueError for `cut` tokens of a target that is read position by position.
+        """
+        cut_source, cut_target = cut or (None, None)
+        state = self.begin_decoding(source, cut=cut_source)
         ratio = self.teacher_forcing_ratio if self.training else 1.0
         if self.input_feeding or self.step_by_step or ratio < 1:
+            if cut is not None:
+                raise ValueError("tokens are cut only of a target that is read in one call")
             return self.decode_step_by_step(target, state, ratio)
-        return self.decode(target, state)[0]
+        return self.decode(target, state, cut_target)[0]
 
     def logits(self, source: Tensor, target: Tensor) -> Tensor:
         """source (B, S), target (B, T) -> logits of each next token (B, T, V)."""
         return F.linear(self.decode_target(source, target), self.output_weight)
 
     def forward(
-        self, source: Tensor, target: Tensor, objective: Callable[..., dict[str, Tensor]], *arguments
+        self,
+        source: Tensor,
+        target: Tensor,
+        objective: Callable[..., dict[str, Tensor]],
+        *arguments,
+        cut: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """What `objective(vectors, output_weight, *arguments)` makes of the vectors before the output projection.
 
         source (B, S); target (B, T), which begins with BOS. The objective gets vectors (B, T, D) and the
         projection (V, D); it is called in here so that DDP, FSDP, autocast and the compiler see it.
+        `cut` (B, S) and (B, T): where the embeddings are zero.
         """
-        vectors = self.decode_target(source, target)
+        vectors = self.decode_target(source, target, cut)
         return objective(vectors, self.output_weight, *arguments)
 
     def decode_step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:

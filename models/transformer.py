@@ -326,8 +326,11 @@ class Transformer(nn.Module):
             return sinusoidal_positions(n, self.d_model)
         return self.learned_positions.weight[torch.arange(n).clamp(max=self.learned_positions.num_embeddings - 1)]
 
-    def embed(self, table: nn.Embedding, tokens: Tensor, start: int = 0) -> Tensor:
-        """Embed tokens (B, T) that stand at positions start, start + 1, ...: (B, T, D)."""
+    def embed(self, table: nn.Embedding, tokens: Tensor, start: int = 0, cut: Tensor | None = None) -> Tensor:
+        """Embed tokens (B, T) that stand at positions start, start + 1, ...: (B, T, D).
+
+        Where `cut` (B, T) is True the position is all that is told of the token.
+        """
         end = start + tokens.shape[1]
         if self.learned_positions is not None:
             index = torch.arange(start, end, device=tokens.device)
@@ -339,23 +342,25 @@ class Transformer(nn.Module):
                 self.position_table = self.position_table.to(tokens.device)
             positions = self.position_table[start:end]
         x = table(tokens) * math.sqrt(self.d_model)
+        if cut is not None:
+            x = x.masked_fill(cut[..., None], 0.0)
         return self.dropout(x + positions.to(x.dtype))
 
     def source_mask(self, source: Tensor) -> Tensor:
         """True at real tokens, shaped to broadcast over heads and queries: (B, 1, 1, S)."""
         return (source != self.pad_id)[:, None, None, :]
 
-    def encode(self, source: Tensor) -> Tensor:
+    def encode(self, source: Tensor, cut: Tensor | None = None) -> Tensor:
         """source (B, S), padded with pad_id -> memory (B, S, D)."""
         mask = self.source_mask(source)
-        x = self.embed(self.source_embedding or self.target_embedding, source)
+        x = self.embed(self.source_embedding or self.target_embedding, source, cut=cut)
         for layer in self.encoder_layers:
             x = layer(x, mask)
         return self.encoder_norm(x)
 
-    def decode(self, target: Tensor, memory: Tensor, source_mask: Tensor) -> Tensor:
+    def decode(self, target: Tensor, memory: Tensor, source_mask: Tensor, cut: Tensor | None = None) -> Tensor:
         """target (B, T), which begins with BOS -> states (B, T, D) before the output projection."""
-        x = self.embed(self.target_embedding, target)
+        x = self.embed(self.target_embedding, target, cut=cut)
         for layer in self.decoder_layers:
             x = layer(x, memory, source_mask)
         return self.decoder_norm(x)
@@ -366,14 +371,22 @@ class Transformer(nn.Module):
         return F.linear(states, self.output_weight)
 
     def forward(
-        self, source: Tensor, target: Tensor, objective: Callable[..., dict[str, Tensor]], *arguments
+        self,
+        source: Tensor,
+        target: Tensor,
+        objective: Callable[..., dict[str, Tensor]],
+        *arguments,
+        cut: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """What `objective(states, output_weight, *arguments)` makes of the states before the output projection.
 
         source (B, S); target (B, T), which begins with BOS. The objective gets states (B, T, D) and the
         projection (V, D); it is called in here so that DDP, FSDP, autocast and the compiler see it.
+        `cut` (B, S) and (B, T): where the embeddings are zero.
         """
-        states = self.decode(target, self.encode(source), self.source_mask(source))
+        cut_source, cut_target = cut or (None, None)
+        memory = self.encode(source, cut_source)
+        states = self.decode(target, memory, self.source_mask(source), cut_target)
         return objective(states, self.output_weight, *arguments)
 
     def begin_decoding(self, source: Tensor, use_cache: bool = True) -> DecoderState:

@@ -57,6 +57,7 @@ TOOLS_THAT_ASK_A_RUN = {"translate", "classify", "segment", "sample", "analyse_c
 # What a page explains and not every run has.
 CONDITIONAL = {
     "test/bleu_without_near_duplicates",
+    "train/divergence",
     "train/kl_level_2",
     "train/tokens_per_second",
     "train/images_per_second",

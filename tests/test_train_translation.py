@@ -391,12 +391,18 @@ def test_two_processes_accumulation_and_a_doubled_batch_train_alike(train, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [("--bpe_dropout", "0.2"), ("--teacher_forcing_ratio", "0.5")])
-def test_two_processes_and_accumulation_draw_the_same_random_numbers(train, tmp_path, files, flags):
-    """Dropout, the order and the segmentation of the text, and which tokens an LSTM is fed."""
-    model = "lstm" if "--teacher_forcing_ratio" in flags else "transformer"
+@pytest.mark.parametrize(
+    "model, flags",
+    [
+        ("transformer", ("--bpe_dropout", "0.2")),
+        ("transformer", ("--consistency", "simcut", "--masked_smoothing")),
+        ("lstm", ("--teacher_forcing_ratio", "0.5")),
+    ],
+)
+def test_two_processes_and_accumulation_draw_the_same_random_numbers(train, tmp_path, files, model, flags):
+    """Dropout, the order and the segmentation of the text, which tokens are cut, which an LSTM is fed."""
     same = ("--dropout", "0.2", "--max_train_steps", "10", "--max_tokens", "128", *flags)
-    start = launch if model == "transformer" else fork
+    start = launch if "--bpe_dropout" in flags else fork
     process = start(tmp_path / "two", files, *same, config="cpu_2proc", model=model)
     assert train(tmp_path / "accumulated", *same, "--gradient_accumulation_steps", "2", model=model) == 0
     _, err = process.communicate(timeout=300)
@@ -420,6 +426,37 @@ def test_several_processes_that_do_not_know_of_each_other_are_refused(train, tmp
     monkeypatch.setattr("training.cli._end_at_once", lambda code: None)  # it would end pytest
     assert train(tmp_path / "run") == 2
     assert "cpu_2proc.yaml" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, mend",
+    [
+        (("--consistency", "r-drop", "--cutoff", "0.1"), "--cutoff is none of the options of --consistency r-drop"),
+        (("--consistency_weight", "1"), "--consistency_weight is none of the options of --consistency none"),
+        (("--consistency", "r-drop", "--dropout", "0"), "give --dropout more than 0"),
+        (("--masked_smoothing", "--tied_embeddings", "output"), "add --tied_embeddings three-way"),
+        (("--masked_smoothing", "--label_smoothing", "0"), "give it more than 0"),
+        (("--consistency", "simcut", "--attentional_layer", "--input_feeding"), "leave out --input_feeding"),
+        (("--consistency", "simcut", "--teacher_forcing_ratio", "0.5"), "give --teacher_forcing_ratio 1"),
+    ],
+)
+def test_an_objective_that_does_not_go_with_the_rest_is_refused(train, tmp_path, capsys, flags, mend):
+    of_lstm = "--input_feeding" in flags or "--teacher_forcing_ratio" in flags
+    assert train(tmp_path / "run", *flags, model="lstm" if of_lstm else "transformer") == 2
+    (shown,) = error_lines(capsys)
+    assert shown.startswith("error:") and mend in shown and not (tmp_path / "run").exists()
+
+
+def test_r_drop_trains_an_lstm_to_predict_alike(train, tmp_path):
+    steps = ("--max_train_steps", "60", "--dropout", "0.3", "--log_every", "20", "--no_final_test")
+    divergence = {}
+    for weight in (0, 20):
+        flags = ("--consistency", "r-drop", "--consistency_weight", weight)
+        assert train(tmp_path / str(weight), *steps, *flags, model="lstm") == 0
+        logged = [line for line in curve(tmp_path / str(weight)) if "train/divergence" in line]
+        divergence[weight] = logged[-1]["train/divergence"]
+        assert logged[-1]["train/nll"] < logged[0]["train/nll"]
+    assert 0 < divergence[20] < divergence[0] / 2
 
 
 # --- learning

@@ -35,15 +35,7 @@ class ScriptConfig(Protocol):
     def recipe(self) -> str: ...
 
 
-class ModelConfig(ScriptConfig, Protocol):
-    """A Config that chooses between models."""
-
-    @property
-    def model(self) -> str: ...
-
-
 C = TypeVar("C", bound=ScriptConfig)
-M = TypeVar("M", bound=ModelConfig)
 Flags = TypeVar("Flags")  # a dataclass of a tool
 
 # A file or folder: `~` is expanded, which no shell does in a sweep, a YAML or after `--output_dir=`.
@@ -174,19 +166,19 @@ def flags_given(config: C, recipes: dict[str, tuple[str, C]]) -> frozenset[str]:
 
 
 def refuse_options_of_other_models(
-    config: M, recipes: dict[str, tuple[str, M]], options: Mapping[str, Sequence[str]]
+    config: C, recipes: dict[str, tuple[str, C]], options: Mapping[str, Sequence[str]], choice: str = "model"
 ) -> None:
     """Raise UsageError where a flag was set that only a model other than `config.model` has.
 
-    `options`: the flags of each model that are its own.
+    `options`: the flags of each model that are its own. Another `choice` than "model" likewise: the name of a flag.
     """
     _, recipe = recipes[config.recipe]
     given = flags_given(config, recipes)
-    for model, names in options.items():
-        for name in names:
-            differs = getattr(config, name) != getattr(recipe, name)
-            if model != config.model and differs and name in given:
-                raise UsageError(f"--{name} is none of the options of --model {config.model}")
+    chosen = getattr(config, choice)
+    for name in dict.fromkeys(name for names in options.values() for name in names):
+        differs = getattr(config, name) != getattr(recipe, name)
+        if name not in options.get(chosen, ()) and differs and name in given:
+            raise UsageError(f"--{name} is none of the options of --{choice} {chosen}")
 
 
 def _flags_in(args: list[str]) -> frozenset[str]:

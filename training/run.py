@@ -442,6 +442,7 @@ class Run:
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:
     installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    installed["torch"] = torch.__version__  # names the build too: +cu128, +cpu
     return {name: installed[name] for name in packages if name in installed}
 
 

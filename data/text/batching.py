@@ -4,22 +4,27 @@ An update is planned for all processes at once, from (seed, epoch) alone: `plan_
 in every process, and `Update.micro_batch` gives each of its equal parts. So the number of target tokens of an
 update is known everywhere before it starts, without any communication, and one process with accumulation 2,
 two processes, and one process with the doubled budget train on the same updates.
+
+The sizes and shapes of an epoch's updates are the same in every epoch, and settled once. An epoch is then an order
+of the sentences, one array on the device, of which each update is a slice.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, overload
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.errors import DataError
 from data.seeding import Stream, seeded_rng
-from data.text.tokenization import BOS_ID, EOS_ID, PAD_ID
-from data.text.tokenized_text import TokenizedPairs, TokenizedText
+from data.text.padded_batches import GatheredPairs, PairBatch
+from data.text.tokenized_text import TokenizedPairs
 
 Batching = Literal["padded", "sorted", "bucketed"]
+CPU = torch.device("cpu")
 ROW_MULTIPLE = 8  # full batches have a multiple of this many rows: it suits tensor cores, and 2, 4, 8 ways
 
 
@@ -36,29 +41,21 @@ class Shape:
         return max(self.source, self.target)
 
 
-class PairBatch(NamedTuple):
-    """Padded token ids, int64, on the device."""
-
-    source: torch.Tensor  # (B, S), each row ends in EOS and padding
-    target: torch.Tensor  # (B, T), begins with BOS
-    labels: torch.Tensor  # (B, T), the target moved on by one: ends in EOS and padding
-
-
 @dataclass(frozen=True)
 class Update:
     """The sentences of one optimizer update, over all processes and micro-batches."""
 
-    pairs: TokenizedPairs  # all of the epoch's
-    sentences: np.ndarray  # (rows,) int64 indices into the pairs
+    pairs: GatheredPairs  # all of the epoch's
+    sentences: Tensor  # (rows,) int64 numbers of pairs, on their device
     shape: Shape
     target_tokens: int  # real ones, EOS included: what the loss sum is divided by
 
     def micro_batch(self, part: int, n_parts: int, device: torch.device) -> PairBatch:
         """Part `part` of n_parts of equal size, padded. All of them together predict `target_tokens` labels."""
         sentences, n_counted = self.share(part, n_parts)
-        return collate(self.pairs, sentences, self.shape, n_counted, device)
+        return self.pairs.batch(sentences, self.shape.source, self.shape.target, n_counted).to(device)
 
-    def share(self, part: int, n_parts: int) -> tuple[np.ndarray, int]:
+    def share(self, part: int, n_parts: int) -> tuple[Tensor, int]:
         """The sentences of a part, and how many of them count.
 
         Where the rows do not divide evenly, sentences are repeated to fill the last rows of a part; those
@@ -66,8 +63,54 @@ class Update:
         """
         rows = math.ceil(len(self.sentences) / n_parts)
         own = self.sentences[part * rows : (part + 1) * rows]
-        filler = np.resize(self.sentences, rows - len(own))
-        return np.concatenate([own, filler]), len(own)
+        n_missing = rows - len(own)
+        return (torch.cat([own, self.sentences[:n_missing]]) if n_missing else own), len(own)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an order of sentences is cut into U updates: i has those at `starts[i]` up to `starts[i] + sizes[i]`."""
+
+    starts: np.ndarray  # (U,) int64, rising
+    sizes: np.ndarray  # (U,) int64
+    shapes: list[Shape]  # of each update
+
+    @classmethod
+    def of_sizes(cls, sizes: Sequence[int] | np.ndarray, shapes: list[Shape]) -> "Layout":
+        """Updates that follow each other without a gap."""
+        counts = np.asarray(sizes, dtype=np.int64)
+        return cls(np.cumsum(counts) - counts, counts, shapes)
+
+
+class PlannedEpoch(Sequence[Update]):
+    """The updates of an epoch, each made when it is asked for, which takes microseconds.
+
+    They are the layout's, cut from `order` (N,) int64 and put into the order `places` (U,) int64.
+    """
+
+    def __init__(
+        self, pairs: GatheredPairs, order: np.ndarray, layout: Layout, places: np.ndarray, target_tokens: np.ndarray
+    ):
+        self._pairs = pairs
+        self._order = torch.from_numpy(order).to(pairs.device)
+        # As lists: an update takes a number of each, and numpy is slow where numbers are asked for one by one.
+        self._starts = layout.starts[places].tolist()
+        self._ends = (layout.starts + layout.sizes)[places].tolist()
+        self._target_tokens = target_tokens[places].tolist()
+        self._shapes = [layout.shapes[place] for place in places.tolist()]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Update: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Update]: ...
+    def __getitem__(self, index: int | slice) -> Update | list[Update]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        sentences = self._order[self._starts[index] : self._ends[index]]
+        return Update(self._pairs, sentences, self._shapes[index], self._target_tokens[index])
 
 
 def make_buckets(
@@ -78,33 +121,41 @@ def make_buckets(
     Begins with one shape for all and splits, again and again, the bucket and side at the length that saves
     the most padding, until the padding is under `padding_goal` or there are `max_buckets` shapes.
     """
+    # Pairs of the same two lengths stay together, so that it is these that are split: few, however many pairs.
+    stride = int(target_lengths.max()) + 1
+    kinds, kind_of, counts = np.unique(
+        source_lengths.astype(np.int64) * stride + target_lengths, return_inverse=True, return_counts=True
+    )
+    source, target = np.divmod(kinds, stride)
 
     def shape_of(members: np.ndarray) -> Shape:
-        return Shape(int(source_lengths[members].max()), int(target_lengths[members].max()))
+        return Shape(int(source[members].max()), int(target[members].max()))
 
     def best_split(members: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
         """(tokens of padding saved, shorter part, longer part)."""
         shape, best = shape_of(members), (0, members, members[:0])
+        n_sentences = counts[members].sum()
         for own, other, own_max, other_max in (
-            (source_lengths[members], target_lengths[members], shape.source, shape.target),
-            (target_lengths[members], source_lengths[members], shape.target, shape.source),
+            (source[members], target[members], shape.source, shape.target),
+            (target[members], source[members], shape.target, shape.source),
         ):
             order = np.argsort(own, kind="stable")
-            below = np.arange(1, len(members))  # sentences in the shorter part, for every cut
+            below = np.cumsum(counts[members][order])[:-1]  # sentences in the shorter part, for every cut
             shorter_other = np.maximum.accumulate(other[order])[:-1]
             longer_other = np.maximum.accumulate(other[order][::-1])[::-1][1:]
             saved = below * (own_max - own[order][:-1] + other_max - shorter_other)
-            saved += (len(members) - below) * (other_max - longer_other)
+            saved += (n_sentences - below) * (other_max - longer_other)
             saved[own[order][:-1] == own[order][1:]] = 0  # equal lengths stay together
             if len(saved) and saved.max() > best[0]:
                 cut = int(saved.argmax()) + 1
                 best = (int(saved.max()), members[order[:cut]], members[order[cut:]])
         return best
 
-    splits = [best_split(np.arange(len(source_lengths)))]
-    leaves = [np.arange(len(source_lengths))]
+    leaves = [np.arange(len(kinds))]
+    splits = [best_split(leaves[0])]
     real = int(source_lengths.sum() + target_lengths.sum())
-    padding = sum(len(m) * (s.source + s.target) for m, s in ((m, shape_of(m)) for m in leaves)) - real
+    whole = shape_of(leaves[0])
+    padding = len(source_lengths) * (whole.source + whole.target) - real
     while len(leaves) < max_buckets and padding > padding_goal * (real + padding):
         widest = max(range(len(leaves)), key=lambda i: splits[i][0])
         saved, shorter, longer = splits[widest]
@@ -114,14 +165,14 @@ def make_buckets(
         splits[widest : widest + 1] = [best_split(shorter), best_split(longer)]
         padding -= saved
     leaves.sort(key=lambda m: (shape_of(m).cost, shape_of(m).source, shape_of(m).target))
-    bucket_of = np.empty(len(source_lengths), dtype=np.int64)
+    bucket_of_kind = np.empty(len(kinds), dtype=np.int64)
     for i, members in enumerate(leaves):
-        bucket_of[members] = i
-    return [shape_of(m) for m in leaves], bucket_of
+        bucket_of_kind[members] = i
+    return [shape_of(m) for m in leaves], bucket_of_kind[kind_of]
 
 
 class BatchPlanner:
-    """Plans each epoch's updates over tokenized pairs.
+    """Plans each epoch's updates over tokenized pairs, which it puts on `device` where they are gathered.
 
     `max_tokens` bounds rows x longer side, padding included, of a micro-batch in one process; `n_parts` is
     processes x accumulation steps, so an update holds up to `max_tokens * n_parts`.
@@ -145,10 +196,12 @@ class BatchPlanner:
         seed: int = 0,
         max_buckets: int = 48,
         allow_longer: bool = False,
+        device: torch.device = CPU,
     ):
         if len(pairs) == 0:
             raise DataError("no sentence pair is left to train on: check --max_len and the training files")
         self.pairs = pairs
+        self.gathered = GatheredPairs(pairs, device)
         self.source_lengths = pairs.source.lengths + 1  # + EOS
         self.target_lengths = pairs.target.lengths + 1
         self.budget = max_tokens * n_parts
@@ -161,12 +214,18 @@ class BatchPlanner:
                 f"--max_tokens {max_tokens} is smaller than the longest training sentence "
                 f"({longest} tokens with its end mark): raise it, or lower --max_len below {max_tokens}"
             )
-        whole = Shape(int(self.source_lengths.max()), int(self.target_lengths.max()))
         if batching == "bucketed":
-            self.shapes, self.bucket_of = make_buckets(self.source_lengths, self.target_lengths, max_buckets)
+            self.shapes, bucket_of = make_buckets(self.source_lengths, self.target_lengths, max_buckets)
+            self.members = [np.flatnonzero(bucket_of == i) for i in range(len(self.shapes))]
+            self.layout = self._layout_of_buckets()
+        elif batching == "sorted":
+            self.by_length = np.lexsort((self.source_lengths, self.target_lengths))
+            self.layout = self._layout_by_budget(self.by_length)
         else:
-            self.shapes, self.bucket_of = [whole], np.zeros(len(pairs), dtype=np.int64)
-        self.members = [np.flatnonzero(self.bucket_of == i) for i in range(len(self.shapes))]
+            self.shapes = [Shape(int(self.source_lengths.max()), int(self.target_lengths.max()))]
+            rows = self.rows_that_fit(self.shapes[0])
+            sizes = np.diff([*range(0, len(pairs), rows), len(pairs)])
+            self.layout = Layout.of_sizes(sizes, self.shapes * len(sizes))
 
     def rows_that_fit(self, shape: Shape) -> int:
         """Rows of an update of this shape, a multiple of ROW_MULTIPLE and of the parts where that fits."""
@@ -176,97 +235,78 @@ class BatchPlanner:
                 return rows - rows % multiple
         return rows
 
-    def plan_epoch(self, epoch: int) -> list[Update]:
+    def plan_epoch(self, epoch: int) -> PlannedEpoch:
         """The updates of an epoch, each sentence exactly once. Depends on the seed and the epoch alone."""
         rng = seeded_rng(Stream.BATCH_ORDER, self.seed, epoch)
+        places = np.arange(len(self.layout.sizes))
         if self.batching == "sorted":
-            return [self._update(rows) for rows in self._cut_by_budget(self._by_length())]
-        if self.batching == "padded":
-            order, shape = rng.permutation(len(self.source_lengths)), self.shapes[0]
+            order = self.by_length
+        elif self.batching == "padded":
+            order = rng.permutation(len(self.source_lengths))
+        else:
+            shuffled = [rng.permutation(members) for members in self.members]
+            in_full = [len(m) - len(m) % self.rows_that_fit(s) for m, s in self._buckets()]
+            full = [members[:n] for members, n in zip(shuffled, in_full, strict=True)]
+            rest = [members[n:] for members, n in zip(shuffled, in_full, strict=True)]
+            order = np.concatenate(full + rest)
+            places = rng.permutation(len(places))
+        target_tokens = np.add.reduceat(self.target_lengths[order], self.layout.starts)
+        return PlannedEpoch(self.gathered, order, self.layout, places, target_tokens)
+
+    def _buckets(self) -> Iterator[tuple[np.ndarray, Shape]]:
+        return zip(self.members, self.shapes, strict=True)
+
+    def _layout_of_buckets(self) -> Layout:
+        """Full updates of each bucket in turn; then what is left of the buckets, in their order."""
+        sizes: list[int] = []
+        shapes: list[Shape] = []
+        rest: list[Shape] = []  # the bucket's shape of each sentence
+        for members, shape in self._buckets():
             rows = self.rows_that_fit(shape)
-            return [self._update(order[i : i + rows], shape) for i in range(0, len(order), rows)]
-
-        updates, rest = [], []
-        for shape, members in zip(self.shapes, self.members, strict=True):
-            order, rows = rng.permutation(members), self.rows_that_fit(shape)
-            n_full = len(order) // rows
-            updates += [self._update(order[i * rows : (i + 1) * rows], shape) for i in range(n_full)]
-            rest.append(order[n_full * rows :])
-        updates += self._updates_of_rest(np.concatenate(rest))
-        return [updates[i] for i in rng.permutation(len(updates))]
-
-    def _by_length(self) -> np.ndarray:
-        return np.lexsort((self.source_lengths, self.target_lengths))
-
-    def _cut_by_budget(self, order: np.ndarray) -> Iterator[np.ndarray]:
-        start = longest = 0
-        for i, sentence in enumerate(order):
-            cost = max(longest, self.source_lengths[sentence], self.target_lengths[sentence])
-            if (i - start + 1) * cost > self.budget and i > start:
-                yield order[start:i]
-                start, cost = i, max(self.source_lengths[sentence], self.target_lengths[sentence])
-            longest = cost
-        yield order[start:]
-
-    def _updates_of_rest(self, rest: np.ndarray) -> list[Update]:
-        """Updates of sentences in bucket order; shaped by their buckets, so alike in every epoch."""
-        updates, start = [], 0
+            n_full, n_left = divmod(len(members), rows)
+            sizes += [rows] * n_full
+            shapes += [shape] * n_full
+            rest += [shape] * n_left
+        start = 0
         while start < len(rest):
             end, shape = start, Shape(0, 0)
             while end < len(rest):
-                own = self.shapes[self.bucket_of[rest[end]]]
-                wider = Shape(max(shape.source, own.source), max(shape.target, own.target))
+                wider = Shape(max(shape.source, rest[end].source), max(shape.target, rest[end].target))
                 if (end - start + 1) * wider.cost > self.budget:
                     break
                 shape, end = wider, end + 1
-            updates.append(self._update(rest[start:end], shape))
+            sizes.append(end - start)
+            shapes.append(shape)
             start = end
-        return updates
+        return Layout.of_sizes(sizes, shapes)
 
-    def _update(self, sentences: np.ndarray, shape: Shape | None = None) -> Update:
-        if shape is None:
-            shape = Shape(int(self.source_lengths[sentences].max()), int(self.target_lengths[sentences].max()))
-        return Update(self.pairs, sentences, shape, int(self.target_lengths[sentences].sum()))
+    def _layout_by_budget(self, order: np.ndarray) -> Layout:
+        """As many sentences an update, from `order` on, as the budget allows, but one in any case."""
+        costs = np.maximum(self.source_lengths, self.target_lengths)[order]
+        sizes = []
+        start = 0
+        while start < len(costs):
+            longest = np.maximum.accumulate(costs[start : start + self.budget // costs[start] + 1])
+            fits = np.arange(1, len(longest) + 1) * longest <= self.budget
+            sizes.append(max(1, int(fits.sum())))
+            start += sizes[-1]
+        starts = np.cumsum([0, *sizes[:-1]])
+        sources = np.maximum.reduceat(self.source_lengths[order], starts).tolist()
+        targets = np.maximum.reduceat(self.target_lengths[order], starts).tolist()
+        return Layout.of_sizes(sizes, [Shape(*lengths) for lengths in zip(sources, targets, strict=True)])
 
-    def real_and_padding(self, updates: list[Update]) -> tuple[np.ndarray, np.ndarray]:
+    def real_and_padding(self, updates: Sequence[Update]) -> tuple[np.ndarray, np.ndarray]:
         """Real and padding tokens of each update, both sides together, rows that fill a part being padding."""
-        rows = [self.n_parts * math.ceil(len(update.sentences) / self.n_parts) for update in updates]
-        padded = [n * (u.shape.source + u.shape.target) for n, u in zip(rows, updates, strict=True)]
         both = self.source_lengths + self.target_lengths
-        real = np.array([both[update.sentences].sum() for update in updates])
-        return real, np.array(padded) - real
+        real = np.array([both[update.sentences.cpu().numpy()].sum() for update in updates])
+        return real, self._cells(updates) - real
 
-    def padding_share(self, updates: list[Update]) -> float:
-        """Padding tokens over all tokens in the batches as the model sees them."""
-        real, padding = self.real_and_padding(updates)
-        return float(padding.sum() / (real.sum() + padding.sum()))
+    def padding_share(self, updates: Sequence[Update]) -> float:
+        """Padding tokens over all tokens in the batches of an epoch as the model sees them."""
+        n_real = int(self.source_lengths.sum() + self.target_lengths.sum())
+        n_cells = int(self._cells(updates).sum())
+        return (n_cells - n_real) / n_cells
 
-
-def pad_rows(text: TokenizedText, sentences: np.ndarray, width: int) -> np.ndarray:
-    """Rows of tokens followed by EOS and padding: (B, width) int64."""
-    rows = np.full((len(sentences), width), PAD_ID, dtype=np.int64)
-    for row, sentence in zip(rows, sentences, strict=True):
-        tokens = text[sentence]
-        row[: len(tokens)] = tokens
-        row[len(tokens)] = EOS_ID
-    return rows
-
-
-def to_device(rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(rows)
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
-def collate(
-    pairs: TokenizedPairs, sentences: np.ndarray, shape: Shape, counted: int, device: torch.device
-) -> PairBatch:
-    """The padded batch of the given sentences; labels of rows from `counted` on are all padding."""
-    source = pad_rows(pairs.source, sentences, shape.source)
-    labels = pad_rows(pairs.target, sentences, shape.target)
-    inputs = np.full_like(labels, PAD_ID)
-    inputs[:, 0] = BOS_ID
-    inputs[:, 1:] = np.where(labels[:, :-1] == EOS_ID, PAD_ID, labels[:, :-1])
-    labels[counted:] = PAD_ID
-    return PairBatch(to_device(source, device), to_device(inputs, device), to_device(labels, device))
+    def _cells(self, updates: Sequence[Update]) -> np.ndarray:
+        rows = [self.n_parts * math.ceil(len(update.sentences) / self.n_parts) for update in updates]
+        return np.array([n * (u.shape.source + u.shape.target) for n, u in zip(rows, updates, strict=True)])

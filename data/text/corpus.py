@@ -298,6 +298,14 @@ class TranslationCorpus:
         longest = np.maximum(pairs.source.lengths, pairs.target.lengths) + 1
         return np.flatnonzero(longest <= self.max_len)
 
+    def only_in_source(self) -> np.ndarray:
+        """Which tokens of a joint vocabulary stand in training sources but in no training target: (V,) bool."""
+        n_tokens = self.source_tokenizer.vocab_size
+        in_source, in_target = (
+            np.bincount(side.tokens, minlength=n_tokens) > 0 for side in (self.train.source, self.train.target)
+        )
+        return in_source & ~in_target
+
     def training_pairs(self, epoch: int) -> TokenizedPairs:
         """The training pairs of an epoch: under BPE-dropout segmented anew, by (seed, epoch) alone."""
         if self._dropout is None:

@@ -10,37 +10,43 @@ from data.cache import cached_arrays
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """N sentences in one array: sentence i is `tokens[offsets[i] : offsets[i + 1]]` (no special tokens)."""
+    """N sentences in one array: sentence i is the `lengths[i]` tokens from `starts[i]` on (no special tokens).
+
+    Texts that are parts of another one (`cut`, `select`) share its tokens.
+    """
 
     tokens: np.ndarray  # (total,) int32
-    offsets: np.ndarray  # (N + 1,) int64
+    starts: np.ndarray  # (N,) int64
+    lengths: np.ndarray  # (N,) int64
+
+    @classmethod
+    def from_offsets(cls, tokens: np.ndarray, offsets: np.ndarray) -> "TokenizedText":
+        """Sentences that follow each other: i is `tokens[offsets[i] : offsets[i + 1]]`; `offsets` (N + 1,)."""
+        return cls(tokens, offsets[:-1], np.diff(offsets))
 
     @classmethod
     def from_lists(cls, sentences: Sequence[Sequence[int] | np.ndarray]) -> "TokenizedText":
+        """Sentences of token ids."""
         offsets = np.zeros(len(sentences) + 1, dtype=np.int64)
         np.cumsum([len(s) for s in sentences], out=offsets[1:])
         tokens = np.fromiter((t for s in sentences for t in s), dtype=np.int32, count=int(offsets[-1]))
-        return cls(tokens, offsets)
+        return cls.from_offsets(tokens, offsets)
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.starts)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each sentence, without BOS and EOS: (N,)."""
-        return np.diff(self.offsets)
+        start = self.starts[index]
+        return self.tokens[start : start + self.lengths[index]]
 
     def cut(self, max_len: int) -> "TokenizedText":
         """The first `max_len` tokens of each sentence."""
-        if self.lengths.max(initial=0) <= max_len:
-            return self
-        return TokenizedText.from_lists([self[i][:max_len] for i in range(len(self))])
+        return TokenizedText(self.tokens, self.starts, np.minimum(self.lengths, max_len))
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "TokenizedText":
-        return TokenizedText.from_lists([self[int(i)] for i in indices])
+        """The sentences of these numbers, in their order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return TokenizedText(self.tokens, self.starts[chosen], self.lengths[chosen])
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def cached_tokens(key: str, build: Callable[[], Sequence[Sequence[int]]]) -> Tok
 
     def arrays() -> dict[str, np.ndarray]:
         text = TokenizedText.from_lists(build())
-        return {"tokens": text.tokens, "offsets": text.offsets}
+        return {"tokens": text.tokens, "offsets": np.append(text.starts, len(text.tokens))}
 
     stored = cached_arrays(key, ("tokens", "offsets"), arrays)
-    return TokenizedText(stored["tokens"], stored["offsets"])
+    return TokenizedText.from_offsets(stored["tokens"], stored["offsets"])

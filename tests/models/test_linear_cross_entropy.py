@@ -28,6 +28,28 @@ def test_values_and_gradients_equal_torch(monkeypatch, label_smoothing, chunk_el
         torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_smoothing_that_is_spread_over_some_words_equals_soft_targets(monkeypatch):
+    monkeypatch.setitem(module.CHUNK_ELEMENTS, "cpu", 40 * 23)
+    torch.manual_seed(0)
+    labels = torch.randint(1, 23, (100,))
+    ours = [torch.randn(100, 8, dtype=torch.double), torch.randn(23, 8, dtype=torch.double)]
+    theirs = [x.clone().requires_grad_() for x in ours]
+    ours = [x.requires_grad_() for x in ours]
+    spread = (torch.arange(23) % 2).float() / 11
+    smoothed, plain = linear_cross_entropy(*ours, labels, 0.1, spread)
+    soft = 0.9 * F.one_hot(labels, 23) + 0.1 * spread
+    logits = theirs[0] @ theirs[1].t()
+    expected = F.cross_entropy(logits, soft.double(), reduction="sum")
+    torch.testing.assert_close(smoothed.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(plain.double(), F.cross_entropy(logits, labels, reduction="sum"), rtol=1e-5, atol=0)
+    smoothed.backward()
+    expected.backward()
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-4, atol=1e-5)
+    even, _ = linear_cross_entropy(*ours, labels, 0.1, torch.full((23,), 1 / 23))
+    torch.testing.assert_close(even, linear_cross_entropy(*ours, labels, 0.1)[0])
+
+
 def test_rows_of_padding_count_nothing():
     torch.manual_seed(0)
     states, weight = torch.randn(6, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)

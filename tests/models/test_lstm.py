@@ -46,6 +46,25 @@ def make_batch(seed: int = 1):
     return source, target, labels
 
 
+@pytest.mark.parametrize("options", ONE_CALL)
+def test_of_a_token_that_is_cut_nothing_is_told(options):
+    model, (source, target, _) = make_model(**options), make_batch()
+    cut = torch.zeros_like(source, dtype=torch.bool), torch.zeros_like(target, dtype=torch.bool)
+    cut[0][1, 2] = cut[1][1, 3] = True
+    whole, found = model.decode_target(source, target), model.decode_target(source, target, cut)
+    others = [0, 2, 3, 4]
+    torch.testing.assert_close(found[others], whole[others])
+    assert not torch.allclose(found[1], whole[1], atol=1e-3)
+    source[1, 2], target[1, 3] = 4 + (source[1, 2] - 3) % 46, 4 + (target[1, 3] - 3) % 46
+    torch.testing.assert_close(model.decode_target(source, target, cut), found)
+
+
+def test_tokens_cannot_be_cut_of_a_target_that_is_read_step_by_step():
+    model, (source, target, _) = make_model(**FED), make_batch()
+    with pytest.raises(ValueError, match="in one call"):
+        model.decode_target(source, target, (source == 0, target == 0))
+
+
 # --- padding ---
 
 

@@ -73,6 +73,24 @@ def test_forward_sums_the_cross_entropy_of_the_logits(options):
     torch.testing.assert_close(smoothed, expected, rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.parametrize("options", VARIANTS)
+def test_of_a_token_that_is_cut_only_its_position_is_told(options):
+    model, (source, target, _) = make_model(**options), make_batch()
+    cut = torch.zeros_like(source, dtype=torch.bool), torch.zeros_like(target, dtype=torch.bool)
+    cut[0][1, 2] = cut[1][1, 3] = True
+
+    def states(source, target, cut):
+        return model(source, target, lambda states, weight: {"states": states}, cut=cut)["states"]
+
+    whole, found = states(source, target, None), states(source, target, cut)
+    others = [0, 2, 3, 4]
+    torch.testing.assert_close(found[others], whole[others])
+    assert not torch.allclose(found[1], whole[1], atol=1e-3)
+    source[1, 2], target[1, 3] = 4 + (source[1, 2] - 3) % 46, 4 + (target[1, 3] - 3) % 46
+    torch.testing.assert_close(states(source, target, cut), found)
+    assert not torch.allclose(states(source, target, None)[1], whole[1], atol=1e-3)
+
+
 def test_plain_attention_equals_the_fused_kernel():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 4, 7, 8), torch.randn(3, 4, 9, 8), torch.randn(3, 4, 9, 8)

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from data.errors import DataError
-from data.text.batching import BatchPlanner, PairBatch, Shape, Update, make_buckets
+from data.text.batching import BatchPlanner, Shape, Update, make_buckets
 from data.text.corpus import TranslationCorpus, load_text_splits
+from data.text.padded_batches import GatheredPairs, PairBatch
 from data.text.tokenization import BOS_ID, EOS_ID, PAD_ID
 from data.text.tokenized_text import TokenizedPairs, TokenizedText
 
@@ -37,7 +38,7 @@ def test_each_sentence_counts_exactly_once_an_epoch(batching, n_parts, n):
             parts = [update.share(part, n_parts) for part in range(n_parts)]
             assert len(parts) == n_parts and len({len(sentences) for sentences, _ in parts}) == 1
             assert len(parts[0][0]) > 0  # every process has work
-            counted += [s for sentences, count in parts for s in sentences[:count]]
+            counted += [s for sentences, count in parts for s in sentences[:count].tolist()]
         assert sorted(counted) == list(range(n))
 
 
@@ -134,13 +135,42 @@ def test_a_budget_below_the_longest_sentence_is_refused():
 def test_a_micro_batch_moves_the_target_on_by_one_and_masks_uncounted_rows():
     source = TokenizedText.from_lists([[5, 6, 7], [8], [9, 9]])
     target = TokenizedText.from_lists([[15, 16], [17, 18, 19], []])
-    update = Update(TokenizedPairs(source, target), np.array([0, 1, 2]), Shape(5, 4), target_tokens=8)
+    pairs = GatheredPairs(TokenizedPairs(source, target), torch.device("cpu"))
+    update = Update(pairs, torch.tensor([0, 1, 2]), Shape(5, 4), target_tokens=8)
     parts = [update.micro_batch(part, 2, torch.device("cpu")) for part in range(2)]
     batch = PairBatch(*(torch.cat(sides) for sides in zip(*parts, strict=True)))
     p, b, e = PAD_ID, BOS_ID, EOS_ID
     assert batch.source.tolist() == [[5, 6, 7, e, p], [8, e, p, p, p], [9, 9, e, p, p], [5, 6, 7, e, p]]
     assert batch.target.tolist() == [[b, 15, 16, p], [b, 17, 18, 19], [b, p, p, p], [b, 15, 16, p]]
     assert batch.labels.tolist() == [[15, 16, e, p], [17, 18, 19, e], [e, p, p, p], [p, p, p, p]]
+
+
+def test_a_batch_is_the_sentences_one_by_one_whichever_part_of_the_text_they_are():
+    rng = np.random.default_rng(0)
+    lists = [[rng.integers(4, 99, rng.integers(0, 9)).tolist() for _ in range(200)] for _ in range(2)]
+    chosen = rng.permutation(200)[:50]
+    pairs = TokenizedPairs(*(TokenizedText.from_lists(side).cut(6).select(chosen) for side in lists))
+    planner = BatchPlanner(pairs, 64, seed=2)
+    for update in planner.plan_epoch(0):
+        source, target, labels = update.micro_batch(0, 1, torch.device("cpu"))
+        for row, number in enumerate(update.sentences.tolist()):
+            expected, predicted = (side[chosen[number]][:6] for side in lists)
+            assert source[row].tolist() == [
+                *expected,
+                EOS_ID,
+                *[PAD_ID] * (update.shape.source - len(expected) - 1),
+            ]
+            padding = [PAD_ID] * (update.shape.target - len(predicted) - 1)
+            assert labels[row].tolist() == [*predicted, EOS_ID, *padding]
+            assert target[row].tolist() == [BOS_ID, *predicted, *padding]
+
+
+def test_an_epoch_is_a_sequence_of_updates_that_are_made_when_asked_for():
+    epoch = BatchPlanner(pairs_of(*some_lengths(200)), 256).plan_epoch(0)
+    assert [len(u.sentences) for u in epoch[:2]] == [len(epoch[0].sentences), len(epoch[1].sentences)]
+    assert len(list(epoch)) == len(epoch) and epoch[-1].shape == epoch[len(epoch) - 1].shape
+    with pytest.raises(IndexError):
+        epoch[len(epoch)]
 
 
 EUROPARL = [
@@ -166,6 +196,6 @@ def test_what_is_longer_than_the_budget_makes_an_update_by_itself_and_widens_no_
     with pytest.raises(DataError, match="longest training sentence"):
         BatchPlanner(pairs_of(lengths, lengths), 32, batching="sorted")
     updates = BatchPlanner(pairs_of(lengths, lengths), 32, batching="sorted", allow_longer=True).plan_epoch(0)
-    assert sorted(i for update in updates for i in update.sentences) == list(range(8))
+    assert sorted(i for update in updates for i in update.sentences.tolist()) == list(range(8))
     for update in updates:
         assert len(update.sentences) == 1 or len(update.sentences) * update.shape.cost <= 32

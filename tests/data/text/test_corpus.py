@@ -208,6 +208,16 @@ def test_tokenizers_know_the_training_split_alone():
     assert decoded == [text.targets[7]]
 
 
+def test_tokens_that_only_the_source_side_has_are_found():
+    text = ParallelText(["der hund 7"] * 50, ["the dog 7"] * 50)
+    corpus = TranslationCorpus(CorpusSplits(text, text, text), **SETTINGS | {"joint": True})
+    only = {corpus.source_tokenizer.tokens([int(i)])[0] for i in corpus.only_in_source().nonzero()[0]}
+    assert only == {t for t in corpus.source_tokenizer.tokens(corpus.train.source[0].tolist()) if t != "7"} - {
+        *corpus.source_tokenizer.tokens(corpus.train.target[0].tolist())
+    }
+    assert only and "7" not in only
+
+
 def test_long_sentences_leave_training_but_never_the_test():
     long = " ".join(["house"] * 60)
     train = ParallelText([*some_text().sources, long], [*some_text().targets, "x"])

@@ -1,0 +1,161 @@
+"""What a corpus of many pairs costs to start training on: seconds, peak memory, pairs a second.
+
+    python -m benchmarks.corpus_scale
+    python -m benchmarks.corpus_scale --pairs 1000000 10000000 --folder /tmp/corpus
+
+The corpus is made by code: about 16 words a side, of words as frequent as Zipf's law has them, some with accents,
+some lines twice. A start is what train_translation.py does before its first update: it reads the files, cleans and
+splits the pairs, trains the tokenizers, tokenises and plans the first epoch. The second start finds the cache of
+the first. Each start is a process of its own; `peak` is the most memory that it held at a time, and `without maps`
+leaves out the pages of files that several processes share.
+"""
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import psutil
+import tyro
+
+CHUNK = 100_000  # sentences that are made at a time
+N_WORDS = 200_000  # different words of a language
+WORDS_A_SIDE = 16
+SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "po", "ru", "sta", "ve", "zi", "nè", "tà", "ù")
+
+
+@dataclass(frozen=True)
+class Config:
+    pairs: tuple[int, ...] = (10_000, 100_000, 1_000_000)  # sizes of the corpus
+    recipe: str = "opus-en-it"  # whose tokenizers and batches are made
+    folder: str = ""  # where corpora and caches are kept meanwhile; default: the system's temporary folder
+
+
+def words_of_language(seed: int) -> np.ndarray:
+    """(N_WORDS,) different words, of two syllables and more."""
+    rng = np.random.default_rng(seed)
+    syllables = rng.choice(SYLLABLES, (2 * N_WORDS, 6))
+    lengths = rng.integers(2, 7, 2 * N_WORDS)
+    words = dict.fromkeys("".join(row[:n]) for row, n in zip(syllables, lengths, strict=True))
+    return np.array(list(words)[:N_WORDS], dtype=object)
+
+
+def write_corpus(folder: Path, n_pairs: int) -> tuple[str, str]:
+    """Write `n_pairs` line-aligned pairs below `folder`, the same at each call; the two files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "corpus.en", folder / "corpus.it"
+    with paths[0].open("w", encoding="utf-8") as source, paths[1].open("w", encoding="utf-8") as target:
+        for seed, file in enumerate((source, target)):
+            words = words_of_language(seed)
+            rng = np.random.default_rng([seed, 1])
+            lengths_rng = np.random.default_rng(2)  # the same of both sides, but for a word more or less
+            for start in range(0, n_pairs, CHUNK):
+                n = min(CHUNK, n_pairs - start)
+                lengths = 3 + lengths_rng.poisson(WORDS_A_SIDE - 3, n) + rng.integers(0, 2, n)
+                ranks = np.minimum(rng.zipf(1.2, lengths.sum()), N_WORDS) - 1
+                drawn = words[ranks].tolist()
+                ends = np.cumsum(lengths).tolist()
+                lines = [" ".join(drawn[a:b]).capitalize() for a, b in zip([0, *ends], ends, strict=False)]
+                lines[n // 2 :: 100] = [lines[0]] * len(lines[n // 2 :: 100])
+                file.writelines(f"{line}.\n" for line in lines)
+    return str(paths[0]), str(paths[1])
+
+
+def start(connection: Connection, config: Config, files: tuple[str, str], cache: str) -> None:
+    """The worker: start as the script does, then report seconds and bytes."""
+    os.environ["ONECYCLE_CACHE"] = cache
+    began = time.perf_counter()
+    import train_translation as script
+    from data.text.batching import BatchPlanner
+
+    imported = time.perf_counter()
+    held = MemoryWatch()
+    settings = script.Config(**{**vars(script.RECIPES[config.recipe][1]), "train_files": files})
+    splits = script.load_splits(settings)
+    read = time.perf_counter()
+    corpus = script.tokenize(splits, settings)
+    tokenized = time.perf_counter()
+    planner = BatchPlanner(corpus.train, settings.max_tokens)
+    updates = planner.plan_epoch(0)
+    planned = time.perf_counter()
+    connection.send(
+        {
+            "n_updates": len(updates),
+            "n_training": len(corpus.train),
+            "import": imported - began,
+            "text": read - imported,
+            "tokens": tokenized - read,
+            "plan": planned - tokenized,
+            "seconds": planned - began,
+            **held.peaks(),
+        }
+    )
+
+
+class MemoryWatch:
+    """Looks at this process's memory twenty times a second."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._most = 0
+        self._most_private = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.05):
+            memory = self._process.memory_info()
+            self._most = max(self._most, memory.rss)
+            self._most_private = max(self._most_private, memory.rss - memory.shared)
+
+    def peaks(self) -> dict[str, int]:
+        """The most bytes held so far, with and without the pages of files."""
+        self._ended.set()
+        self._thread.join()
+        return {"peak": self._most, "private": self._most_private}
+
+
+def measured_start(config: Config, files: tuple[str, str], cache: str) -> dict[str, float]:
+    """What a start reports, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=start, args=(theirs, config, files, cache))
+    worker.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    finally:
+        worker.join()
+
+
+def main(config: Config) -> None:
+    """Print a line for each size and start."""
+    print(
+        f"{'pairs':>12} {'start':>7} {'seconds':>9} {'text':>8} {'tokens':>8} {'plan':>7} {'pairs/s':>10} "
+        f"{'peak MiB':>9} {'without maps':>13}"
+    )
+    for n_pairs in config.pairs:
+        folder = Path(tempfile.mkdtemp(prefix="corpus-", dir=config.folder or None))
+        try:
+            files = write_corpus(folder, n_pairs)
+            for name in ("first", "second"):
+                row = measured_start(config, files, str(folder / "cache"))
+                print(
+                    f"{n_pairs:12,} {name:>7} {row['seconds']:9.1f} {row['text']:8.1f} {row['tokens']:8.1f} "
+                    f"{row['plan']:7.2f} {n_pairs / row['seconds']:10,.0f} {row['peak'] / 2**20:9,.0f} "
+                    f"{row['private'] / 2**20:13,.0f}",
+                    flush=True,
+                )
+        finally:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, use_underscores=True, description=__doc__))
