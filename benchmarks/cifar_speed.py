@@ -19,15 +19,15 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks.turns import ratio_text, serve_turns, take_turns
+from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, take_turns
 
 VARIANTS = {
-    "picture by picture, fp32": {"resident": False, "channels_last": False, "mixed": False},
-    "+ data on the device": {"resident": True, "channels_last": False, "mixed": False},
-    "+ channels_last": {"resident": True, "channels_last": True, "mixed": False},
-    "+ mixed precision": {"resident": True, "channels_last": True, "mixed": True},
-    "no augmentation": {"resident": True, "channels_last": True, "mixed": True, "augmented": False},
-    "+ compile": {"resident": True, "channels_last": True, "mixed": True, "compile": True},
+    "picture by picture, fp32": {"resident": False, "channels_last": False, "precision": "no"},
+    "+ data on the device": {"resident": True, "channels_last": False, "precision": "no"},
+    "+ channels_last": {"resident": True, "channels_last": True, "precision": "no"},
+    "+ mixed precision": {"resident": True, "channels_last": True, "precision": "mixed"},
+    "no augmentation": {"resident": True, "channels_last": True, "precision": "mixed", "augmented": False},
+    "+ compile": {"resident": True, "channels_last": True, "precision": "mixed", "compile": True},
 }
 
 
@@ -70,8 +70,8 @@ class PictureByPicture:
 
 def train_in_turns(connection: Connection, config: Config, variant: dict) -> None:
     """The worker: gets ready, then trains for some seconds whenever told to; answers with images/s."""
-    mixed, resident, augmented = variant["mixed"], variant["resident"], variant.get("augmented", True)
-    os.environ["ACCELERATE_MIXED_PRECISION"] = config.precision if mixed else "no"  # read on import
+    resident, augmented = variant["resident"], variant.get("augmented", True)
+    set_precision(variant, config.precision)
     import torch
 
     import train_cifar as script
@@ -88,6 +88,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     if not config.data_dir:
         settings = replace(settings, dataset="shapes")
     accelerator = open_accelerator()
+    set_backends_of(variant)
     device = accelerator.device
     train = script.load_splits(settings).train
     statistics_of = channel_statistics(train.images)

@@ -66,44 +66,45 @@ TINY: dict[str, tuple[Any, str, dict[str, Any]]] = {  # by name: script, recipe,
 }
 
 
-class _Counted(Exception):
-    """Ends a run once its updates are counted."""
+class _Done(Exception):
+    """Ends a run once its updates are seen."""
 
 
-def count_update(script: Any, recipe: str, settings: dict[str, Any], n_updates: int = 2) -> Counts:
-    """Train a run of `script` for a few updates and count in `n_updates` of them, after three that warm up."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = {"output_dir": folder, "tracker": "none", "log_every": 0, "max_train_steps": 100}
-        _, config = script.RECIPES[recipe]
-        genuine = script.train_update
-        profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
-        try:
-            script.train_update = _with_profile(genuine, profile, first=3, n_updates=n_updates)
-            script.main(replace(config, **run, **settings))
-        except _Counted:
-            return _counts(profile.events() or [], n_updates)
-        finally:
-            script.train_update = genuine
-            release_folders()
-    raise AssertionError("the run ended before its updates were counted")
-
-
-def _with_profile(
-    train_update: Callable, profile: torch.profiler.profile, first: int, n_updates: int
-) -> Callable[..., Any]:
+def train_some_updates(
+    script: Any, recipe: str, settings: dict[str, Any], actions: dict[int, Callable[[], object]]
+) -> None:
+    """Train a run of `script`; actions[n] is called before update n, counted from 0. The last one ends the run."""
+    genuine = script.train_update
     n_calls = 0
 
     def update(*arguments):
         nonlocal n_calls
-        if n_calls == first + n_updates:
-            profile.stop()
-            raise _Counted
-        if n_calls == first:
-            profile.start()
+        if n_calls in actions:
+            actions[n_calls]()
+        if n_calls == max(actions):
+            raise _Done
         n_calls += 1
-        return train_update(*arguments)
+        return genuine(*arguments)
 
-    return update
+    with tempfile.TemporaryDirectory() as folder:
+        run = {"output_dir": folder, "tracker": "none", "log_every": 0, "max_train_steps": 100}
+        _, config = script.RECIPES[recipe]
+        try:
+            script.train_update = update
+            script.main(replace(config, **run, **settings))
+        except _Done:
+            return
+        finally:
+            script.train_update = genuine
+            release_folders()
+    raise AssertionError("the run ended before its updates were seen")
+
+
+def count_update(script: Any, recipe: str, settings: dict[str, Any], n_updates: int = 2) -> Counts:
+    """Train a run of `script` for a few updates and count in `n_updates` of them, after three that warm up."""
+    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+    train_some_updates(script, recipe, settings, {3: profile.start, 3 + n_updates: profile.stop})
+    return _counts(profile.events() or [], n_updates)
 
 
 def _counts(events: Sequence[FunctionEvent], n_updates: int) -> Counts:

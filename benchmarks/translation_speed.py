@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.turns import ratio_text, serve_turns, take_turns
+from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, take_turns
 
 VARIANTS = {
     "padded, fp32": {"batching": "padded", "precision": "no", "compile": False},
@@ -45,9 +45,7 @@ class Config:
 
 def train_in_turns(connection: Connection, config: Config, variant: dict) -> None:
     """The worker: gets ready, then trains for `seconds` whenever told to; answers with target tokens/s."""
-    os.environ["ACCELERATE_MIXED_PRECISION"] = (
-        config.precision if variant["precision"] == "mixed" else "no"
-    )  # before Accelerate is imported: it is read once
+    set_precision(variant, config.precision)
     import torch
 
     import train_translation as script
@@ -65,6 +63,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         d_ff=config.d_ff,
     )
     accelerator = open_accelerator()
+    set_backends_of(variant)
     splits = load_text_splits("phrasebook", "", ("en", "it"), train_files=config.train_files)
     corpus = TranslationCorpus(
         splits, kind="bpe", vocab_size=config.vocab_size, min_frequency=1, lowercase=False, joint=True, max_len=128

@@ -5,6 +5,7 @@ different moments.
 """
 
 import multiprocessing
+import os
 import statistics
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -20,12 +21,31 @@ def serve_turns(connection: Connection, ready: dict[str, Any], train_for: Callab
         connection.send(train_for(seconds))
 
 
+def set_precision(variant: dict[str, Any], mixed: str) -> None:
+    """What Accelerate is to take for `variant`, where it is "mixed" the precision of that name.
+
+    It reads it once: before it is imported.
+    """
+    precision = variant["precision"]
+    os.environ["ACCELERATE_MIXED_PRECISION"] = mixed if precision == "mixed" else precision
+
+
+def set_backends_of(variant: dict[str, Any]) -> None:
+    """Of a GPU: a variant with "plain" takes torch's own defaults, without TF32 in matrix products."""
+    if variant.get("plain"):
+        import torch
+
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.benchmark = False
+
+
 def take_turns(
-    worker: Callable, config: Any, variants: dict[str, Any], rounds: int, seconds: float
+    worker: Callable, config: Any, variants: dict[str, Any], rounds: int, seconds: float, at_once: bool = False
 ) -> tuple[Speeds, dict[str, dict]]:
     """Start `worker(connection, config, variant)` for each variant and let them train in turns.
 
-    Returns the speeds, and what each worker reported when it was ready. A worker ends in `serve_turns`.
+    Returns the speeds, and what each worker reported when it was ready. A worker ends in `serve_turns`. They get
+    ready one after the other, so that the times of their warm-ups can be compared; all `at_once` is sooner done.
     """
     context = multiprocessing.get_context("spawn")
     connections, ready = {}, {}
@@ -34,7 +54,12 @@ def take_turns(
         process = context.Process(target=worker, args=(theirs, config, variant), daemon=True)
         process.start()
         theirs.close()
-        connections[name], ready[name] = ours, ours.recv()  # one after the other: warm-ups must not compete
+        connections[name] = ours
+        if not at_once:
+            ready[name] = ours.recv()
+    for name, connection in connections.items():
+        if at_once:
+            ready[name] = connection.recv()
     speeds: Speeds = {name: [] for name in variants}
     for _ in range(rounds):
         for name, connection in connections.items():

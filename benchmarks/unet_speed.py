@@ -20,15 +20,15 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks.turns import ratio_text, serve_turns, take_turns
+from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, take_turns
 
 VARIANTS = {
-    "decoded each epoch, fp32": {"resident": False, "channels_last": False, "mixed": False},
-    "+ pictures on the device": {"resident": True, "channels_last": False, "mixed": False},
-    "+ channels_last": {"resident": True, "channels_last": True, "mixed": False},
-    "+ mixed precision": {"resident": True, "channels_last": True, "mixed": True},
-    "no augmentation": {"resident": True, "channels_last": True, "mixed": True, "augmented": False},
-    "+ compile": {"resident": True, "channels_last": True, "mixed": True, "compile": True},
+    "decoded each epoch, fp32": {"resident": False, "channels_last": False, "precision": "no"},
+    "+ pictures on the device": {"resident": True, "channels_last": False, "precision": "no"},
+    "+ channels_last": {"resident": True, "channels_last": True, "precision": "no"},
+    "+ mixed precision": {"resident": True, "channels_last": True, "precision": "mixed"},
+    "no augmentation": {"resident": True, "channels_last": True, "precision": "mixed", "augmented": False},
+    "+ compile": {"resident": True, "channels_last": True, "precision": "mixed", "compile": True},
 }
 
 
@@ -37,6 +37,7 @@ class Config:
     data_dir: str = ""  # Pet in its official layout; without it textured shapes, and no variant that decodes
     recipe: Literal["mp-tr-bce", "mp-tr-dice", "strconv-tr-bce", "strconv-ups-dice"] = "mp-tr-dice"  # which net
     image_size: int = 128  # side of a picture, in pixels
+    width: int = 0  # channels of the first level; 0: the recipe's
     precision: str = "bf16"  # the mixed precision: bf16, or fp16 on a GPU without bf16
     rounds: int = 5  # turns that each variant takes
     seconds: float = 10.0  # training time of a turn
@@ -82,8 +83,8 @@ class DecodedEachTime:
 
 def train_in_turns(connection: Connection, config: Config, variant: dict) -> None:
     """The worker: gets ready, then trains for some seconds whenever told to; answers with images/s."""
-    mixed, resident, augmented = variant["mixed"], variant["resident"], variant.get("augmented", True)
-    os.environ["ACCELERATE_MIXED_PRECISION"] = config.precision if mixed else "no"  # read on import
+    resident, augmented = variant["resident"], variant.get("augmented", True)
+    set_precision(variant, config.precision)
     import torch
 
     import train_unet as script
@@ -99,9 +100,12 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         image_size=config.image_size,
         half_size_share=0.0,  # all updates at the whole size
     )
+    if config.width:
+        settings = replace(settings, width=config.width)
     if not config.data_dir:
         settings = replace(settings, dataset="shapes")
     accelerator = open_accelerator()
+    set_backends_of(variant)
     device = accelerator.device
     splits = script.load_splits(settings)
     train = splits.train
