@@ -39,7 +39,7 @@ from models.linear_cross_entropy import linear_cross_entropy
 from models.lstm import Seq2SeqLSTM
 from models.transformer import Transformer
 from training.bleu_tokenizer import BleuTokenizer, choose_bleu_tokenizer
-from training.checkpoints import load_weights
+from training.checkpoints import load_weights, mean_weights
 from training.cli import PathFlag, refuse_options_of_other_models, run_script
 from training.errors import UsageError
 from training.gradients import clip_gradients
@@ -155,6 +155,7 @@ class Config(RunConfig):
     weight_decay: WeightDecay = 0.01  # AdamW's, on matrices only
     max_grad_norm: GradientNorm = 1.0  # gradients are clipped to this norm; 0: not at all
     ema_decay: ShareBelowOne = 0.998  # moving average of the weights, which is what is evaluated; 0: none
+    average_checkpoints: Count = 0  # the mean of the last so many validations' weights is tried too; 0: none
     patience: Count = 0  # end after so many validations without a better BLEU (below 1: chrF); 0: never
     seed: Seed = 0  # of the initial weights, the order of the data and dropout
     # --- evaluation
@@ -176,7 +177,7 @@ class Config(RunConfig):
 MAY_CHANGE = flag_names(
     """
     epochs max_train_steps lr pct_start div_factor final_div_factor three_phase anneal beta2 weight_decay
-    max_grad_norm ema_decay patience validate_every beam_size length_penalty tune_length_penalty
+    max_grad_norm ema_decay average_checkpoints patience validate_every beam_size length_penalty tune_length_penalty
     length_normalization test_sentences final_test eval_max_len eval_batch_size eval_max_tokens data_dir
     extra_test_files checkpointing_steps checkpoints_total_limit log_every compile deterministic
     """
@@ -305,11 +306,15 @@ STACKED = {"weight_ih": 4, "weight_hh": 4, "key_value": 2}  # matrices in one pa
 
 
 def check_objective(config: Config) -> None:
-    """Raise UsageError where the flags of the objective do not go with the others."""
+    """Raise UsageError where the flags of what is trained on and averaged do not go with the others."""
     if config.masked_smoothing and config.tied_embeddings != "three-way":
         raise UsageError("--masked_smoothing is of a joint vocabulary: add --tied_embeddings three-way")
     if config.masked_smoothing and config.label_smoothing == 0:
         raise UsageError("--masked_smoothing says where --label_smoothing goes: give it more than 0")
+    if config.average_checkpoints and config.checkpointing_steps:
+        raise UsageError(
+            "--average_checkpoints takes the checkpoint of each validation: leave out --checkpointing_steps"
+        )
     if config.consistency == "none":
         return
     if config.teacher_forcing_ratio < 1:
@@ -594,6 +599,36 @@ def choose_length_penalty(
     return best, best_metrics
 
 
+def try_mean(run: Run, loop: Loop, model: nn.Module, corpus: TranslationCorpus, config: Config) -> None:
+    """Validate the mean of the last validations' weights. Where it is the best so far, it is what is tested.
+
+    Beside a moving average it looks further back (Vaswani et al. 2017, section 6.1).
+    """
+    checkpoints = loop.checkpoints_kept
+    if config.eval_only or len(checkpoints) < 2:
+        return
+    mean = mean_weights(checkpoints)
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(mean)
+    metrics, _ = evaluate(
+        run.accelerator,
+        model,
+        corpus.valid,
+        corpus.splits.valid,
+        corpus.target_tokenizer,
+        config,
+        beam_size=1,
+        n_translated=config.valid_sentences,
+    )
+    model.load_state_dict(own)
+    best = loop.best["valid/bleu"] if loop.best else 0.0
+    is_tested = loop.offer_mean(mean, metrics, is_better)
+    run.print(
+        f"mean of the weights of {len(checkpoints)} validations: validation BLEU {metrics['bleu']:.2f}, "
+        f"{'better' if is_tested else 'no better'} than {best:.2f}"
+    )
+
+
 def report_validation(run: Run, step: int, metrics: dict, translations: Translations) -> None:
     """Print the scores of a validation and show some of its translations."""
     run.print(
@@ -634,6 +669,7 @@ def report_test(run: Run, loop: Loop, model: nn.Module, corpus: TranslationCorpu
     """Score the chosen weights on the test split, draw the run's figures, and end it."""
     accelerator, config = run.accelerator, run.config
     run.release_signals()
+    try_mean(run, loop, model, corpus, config)
     load_weights(model, loop.checkpoint_to_test)
     summary = loop.summary()
     if config.tune_length_penalty:
@@ -728,6 +764,7 @@ def main(config: Config) -> None:
         validate_every=config.validate_every,
         validate_every_epochs=1,
         patience=config.patience,
+        validations_kept=config.average_checkpoints,
         files=files,
     )
     # No loop.compile_ahead(..): shapes come and go over an epoch, so with --compile the first updates wait.

@@ -434,6 +434,7 @@ def test_several_processes_that_do_not_know_of_each_other_are_refused(train, tmp
         (("--consistency", "r-drop", "--cutoff", "0.1"), "--cutoff is none of the options of --consistency r-drop"),
         (("--consistency_weight", "1"), "--consistency_weight is none of the options of --consistency none"),
         (("--consistency", "r-drop", "--dropout", "0"), "give --dropout more than 0"),
+        (("--average_checkpoints", "3", "--checkpointing_steps", "5"), "leave out --checkpointing_steps"),
         (("--masked_smoothing", "--tied_embeddings", "output"), "add --tied_embeddings three-way"),
         (("--masked_smoothing", "--label_smoothing", "0"), "give it more than 0"),
         (("--consistency", "simcut", "--attentional_layer", "--input_feeding"), "leave out --input_feeding"),
@@ -457,6 +458,25 @@ def test_r_drop_trains_an_lstm_to_predict_alike(train, tmp_path):
         divergence[weight] = logged[-1]["train/divergence"]
         assert logged[-1]["train/nll"] < logged[0]["train/nll"]
     assert 0 < divergence[20] < divergence[0] / 2
+
+
+def test_the_mean_of_the_last_validations_weights_is_tested_where_it_is_better(
+    train, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(train_translation, "is_better", lambda metrics, best: True)
+    flags = ("--average_checkpoints", "2", "--checkpoints_total_limit", "1", "--epochs", "3", "--no_final_test")
+    assert train(tmp_path / "run", *flags) == 0
+    found = sorted((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name[11:]))
+    assert len(found) == 2
+    first, second, mean = (
+        load_file(found[i] / name)
+        for i, name in ((0, "ema.safetensors"), (1, "ema.safetensors"), (1, "mean.safetensors"))
+    )
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, (first[name] + second[name]) / 2, msg=name)
+    (line,) = [line for line in curve(tmp_path / "run") if "valid_mean/bleu" in line]
+    assert summary(tmp_path / "run")["best/valid/nll"] == line["valid_mean/nll"]
+    assert "mean of the weights of 2 validations" in capsys.readouterr().out
 
 
 # --- learning

@@ -2,8 +2,8 @@
 
 `checkpoints/checkpoint-<step>/` holds model (safetensors, plain names whatever wrapped the model), optimizer,
 gradient scaler (written by Accelerate), the EMA weights, `state.json` (counters, best value, config, tracker id)
-and the files the task adds (tokenizers). It is written under another name, fsynced, sealed with a manifest of sizes
-and sha256, and renamed.
+and the files the task adds (tokenizers), and the mean of several checkpoints' weights where that is the best. It is
+written under another name, fsynced, sealed with a manifest of sizes and sha256, and renamed.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from training.run_folder import DISK_ERRORS, cannot_write, writing
 
 MANIFEST, STATE = "manifest.json", "state.json"
 MODEL, AVERAGED = "model.safetensors", "ema.safetensors"
+MEAN = "mean.safetensors"  # of the weights of several checkpoints, where these were the best
 OTHER_GROUPS = (
     "was trained by a build_optimizer that orders or groups the parameters otherwise: put that one back, or let "
     "the averages begin anew by --resume_changes"
@@ -136,13 +137,15 @@ def save_checkpoint(
     state: dict,
     *,
     ema: EMA | None = None,
+    mean: dict[str, torch.Tensor] | None = None,
     files: dict[str, str] | None = None,
     total_limit: int = 2,
 ) -> Path:
     """Write `checkpoint-<state["step"]>`; called by all processes. Returns its path.
 
     `state` is JSON data with "step" and, once there is one, "best" ({"step", ..}); `files` are texts to put
-    beside it by name. Afterwards the newest `total_limit` checkpoints stay (0: all), and the best.
+    beside it by name. `mean` are weights of several checkpoints, which whoever loads this one takes. Afterwards the
+    newest `total_limit` checkpoints stay (0: all), the best, and those of the steps in state["kept_steps"].
 
     Raises UsageError, in all processes, where it cannot be written; the earlier ones are as they were then.
     """
@@ -185,6 +188,8 @@ def save_checkpoint(
             save_file(_plain_names(whole_weights), partial / MODEL)
             if ema is not None:
                 save_file(_plain_names(ema.state_dict()), partial / AVERAGED)
+            if mean is not None:
+                save_file(_plain_names(mean), partial / MEAN)
             for name, text in (files or {}).items():
                 (partial / name).write_text(text, encoding="utf-8")
             (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -218,9 +223,9 @@ def _disk_error(error: Exception) -> OSError | None:
 
 def _remove_old(run_dir: Path, state: dict, total_limit: int) -> None:
     checkpoints = list_checkpoints(run_dir)
-    best_step = (state.get("best") or {}).get("step")
+    kept = {(state.get("best") or {}).get("step"), *state.get("kept_steps", ())}
     for checkpoint in checkpoints[:-total_limit] if total_limit > 0 else []:
-        if step_of(checkpoint) != best_step:
+        if step_of(checkpoint) not in kept:
             shutil.rmtree(checkpoint)
 
 
@@ -329,9 +334,31 @@ def _same_content(saved: str, text: str) -> bool:
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Path, name: str | None = None) -> None:
-    """Load a checkpoint's weights into an unwrapped model: the EMA ones where it has them, or file `name`."""
+    """Load a checkpoint's weights into an unwrapped model: those that it was validated with, or file `name`."""
     if name is None:
-        name = AVERAGED if (checkpoint / AVERAGED).exists() else MODEL
-    weights = load_file(checkpoint / name)
+        name = MEAN if (checkpoint / MEAN).exists() else _validated_weights(checkpoint)
+    model.load_state_dict(_load_weights(checkpoint / name))
+
+
+def mean_weights(checkpoints: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """The mean, by name, of the weights of the checkpoints, of their moving averages where they have these.
+
+    What is no floating-point number, such as a count, is that of the last one.
+    """
+    mean: dict[str, torch.Tensor] = {}
+    for n, checkpoint in enumerate(checkpoints, start=1):
+        for name, tensor in _load_weights(checkpoint / _validated_weights(checkpoint)).items():
+            weights = tensor.double() if tensor.is_floating_point() else tensor
+            before = mean.get(name) if tensor.is_floating_point() else None
+            mean[name] = weights if before is None else before.lerp_(weights, 1 / n)
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in mean.items()}
+
+
+def _validated_weights(checkpoint: Path) -> str:
+    return AVERAGED if (checkpoint / AVERAGED).exists() else MODEL
+
+
+def _load_weights(path: Path) -> dict[str, torch.Tensor]:
+    weights = load_file(path)
     weights.pop("n_averaged", None)
-    model.load_state_dict(weights)
+    return weights

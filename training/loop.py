@@ -26,7 +26,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from training.checkpoints import best_checkpoint, save_checkpoint
+from training.checkpoints import best_checkpoint, damage, list_checkpoints, save_checkpoint, step_of
 from training.ema import EMA
 from training.log_window import LogWindow
 from training.metrics import prefixed
@@ -52,8 +52,8 @@ class Loop:
     each `validate_every_epochs` epochs (0: never), and after the last update. Checkpoints are due after each
     `config.checkpointing_steps` updates, or, where that is 0, after each validation, or whenever one would be due
     if the run validated; after a validation that found a new best; after the last update; and when a signal asks
-    the run to end. With `patience` > 0 the loop ends after so many validations without a new best. All processes
-    iterate, and all call each method.
+    the run to end. Those of the last `validations_kept` validations stay. With `patience` > 0 the loop ends after
+    so many validations without a new best. All processes iterate, and all call each method.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Loop:
         validate_every: int = 0,
         validate_every_epochs: int = 1,
         patience: int = 0,
+        validations_kept: int = 0,
         files: dict[str, str] | None = None,
     ):
         self.run, self.accelerator, self.config = run, run.accelerator, run.config
@@ -78,6 +79,7 @@ class Loop:
         self.validates = validates
         self.validate_every, self.validate_every_epochs = validate_every, validate_every_epochs
         self.patience = patience
+        self.validations_kept = validations_kept
         self.files = files or {}  # texts that each checkpoint keeps beside the weights, by name
         self.last_checkpoint: Path | None = run.checkpoint
 
@@ -295,6 +297,8 @@ class Loop:
         found_best = self.best is None or is_better(metrics, best)
         if found_best:
             self.state["best"] = {"step": self.step, **values}
+        if self.validations_kept:
+            self.state["kept_steps"] = [*self.state.get("kept_steps", ()), self.step][-self.validations_kept :]
         self.state["validations_since_best"] = 0 if found_best else self.state["validations_since_best"] + 1
         if self._out_of_patience and self.best:
             self.run.print(
@@ -307,8 +311,35 @@ class Loop:
         self.state["validated_at"] = self.step
         self.window.start()
 
-    def save(self) -> None:
-        """Write a checkpoint. Where a signal asked the run to end, end it."""
+    @property
+    def checkpoints_kept(self) -> list[Path]:
+        """The sound ones of the last `validations_kept` validations, oldest first."""
+        kept = self.state.get("kept_steps", ())
+        return [
+            path for path in list_checkpoints(self.run.output_dir) if step_of(path) in kept and not damage(path)
+        ]
+
+    def offer_mean(
+        self,
+        mean: dict[str, Tensor],
+        metrics: Mapping[str, Any],
+        is_better: Callable[[Mapping[str, float], Mapping[str, float]], bool],
+    ) -> bool:
+        """After the last update: log the `metrics` of a validation with the weights `mean` of several checkpoints.
+
+        Where they are the best so far, a checkpoint keeps them, and the test takes them. Returns whether it does.
+        """
+        self.run.log(prefixed("valid_mean", metrics), self.step, self.epochs_done)
+        best = {name.removeprefix("valid/"): value for name, value in (self.best or {}).items()}
+        if self.best is not None and not is_better(metrics, best):
+            return False
+        self.state["best"] = {"step": self.step, **prefixed("valid", metrics)}
+        self.save(mean)
+        self.window.stop()
+        return True
+
+    def save(self, mean: dict[str, Tensor] | None = None) -> None:
+        """Write a checkpoint, with the `mean` of others' weights. Where a signal asked the run to end, end it."""
         if not is_sharded(self.accelerator):
             raise_if_replicas_differ(self.accelerator, self.model)
         state = {
@@ -324,6 +355,7 @@ class Loop:
             self.run.output_dir,
             state,
             ema=self.ema,
+            mean=mean,
             files=self.files,
             total_limit=self.config.checkpoints_total_limit,
         )

@@ -19,6 +19,7 @@ from training.checkpoints import (
     list_checkpoints,
     load_checkpoint,
     load_weights,
+    mean_weights,
     read_state,
     save_checkpoint,
 )
@@ -83,6 +84,30 @@ def test_weights_have_plain_names_and_the_averaged_ones_come_first(parts, tmp_pa
     assert torch.equal(plain[0].weight, parts[3].module[0].weight)
     load_weights(plain, checkpoint, "model.safetensors")
     assert torch.equal(plain[0].weight, parts[1][0].weight)
+
+
+def test_the_mean_of_checkpoints_is_of_what_was_validated_and_comes_first_where_it_was_kept(parts, tmp_path):
+    checkpoints, weights = [], []
+    for step in (10, 20, 30):
+        train(parts, 3)
+        checkpoints.append(save(parts, tmp_path, step, total_limit=0))
+        weights.append(parts[3].module[0].weight.clone())
+    mean = mean_weights(checkpoints)
+    torch.testing.assert_close(mean["0.weight"], torch.stack(weights).mean(0))
+    assert mean["0.weight"].dtype == torch.float32 and "n_averaged" not in mean
+    assert not torch.equal(mean["0.weight"], weights[2])
+
+    kept = save(parts, tmp_path, 40, mean=mean)
+    plain = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 2))
+    load_weights(plain, kept)
+    assert torch.equal(plain[0].weight, mean["0.weight"])
+    torch.testing.assert_close(mean_weights([kept])["0.weight"], weights[2])  # no mean of a mean
+
+
+def test_checkpoints_of_kept_steps_stay(parts, tmp_path):
+    for step in (10, 20, 30, 40):
+        save(parts, tmp_path, step, state={"kept_steps": [10, 20]}, total_limit=1)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20", "checkpoint-40"]
 
 
 def test_the_newest_and_the_best_stay(parts, tmp_path):

@@ -15,7 +15,15 @@ from accelerate import Accelerator
 from run_folders import Killed, curve
 from torch.nn import functional as F
 
-from training.checkpoints import find_checkpoint, list_checkpoints, load_checkpoint, read_state, step_of
+from training.checkpoints import (
+    damage,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    mean_weights,
+    read_state,
+    step_of,
+)
 from training.errors import TrainingDiverged
 from training.loop import Loop
 from training.metrics import better_by
@@ -192,6 +200,33 @@ def test_validations_are_due_by_updates_or_epochs_and_at_the_end(train, tmp_path
 def test_checkpoints_are_due_by_updates_or_with_validations_and_at_the_end(train, tmp_path, options, saves):
     trial = train(tmp_path, Trial(accuracy=lambda step: 0.5), **options)
     assert trial.steps("save") == saves
+
+
+def test_the_checkpoints_of_the_last_validations_stay_over_a_resume_too(train, tmp_path):
+    options = {"validate_every": 3, "validations_kept": 3, "checkpoints_total_limit": 1}
+    accuracy = {"accuracy": lambda step: 1 / step}  # the first is the best
+    train(tmp_path / "whole", Trial(**accuracy), **options)
+    with pytest.raises(SystemExit):  # which saves at 8, and that is no validation
+        train(tmp_path / "stopped", Trial(signal_at=8, **accuracy), **options)
+    train(tmp_path / "stopped", Trial(**accuracy), resume=True, **options)
+    for folder in ("whole", "stopped"):
+        saved = {path.name for path in (tmp_path / folder / "checkpoints").iterdir()}
+        assert saved == {f"checkpoint-{step}" for step in (3, 6, 9, 10)}
+
+
+@pytest.mark.parametrize("accuracy, is_kept", [(0.8, True), (0.6, False)])
+def test_a_mean_of_weights_is_kept_where_it_is_the_best(train, tmp_path, accuracy, is_kept):
+    trial = train(tmp_path, Trial(accuracy=lambda step: 0.7 if step == 5 else 0.5), validations_kept=2)
+    assert [path.name for path in trial.loop.checkpoints_kept] == ["checkpoint-5", "checkpoint-10"]
+    seconds = trial.loop.train_seconds
+    mean = mean_weights(trial.loop.checkpoints_kept)
+    assert trial.loop.offer_mean(mean, {"accuracy": accuracy}, better_by("accuracy")) == is_kept
+    tested = trial.loop.checkpoint_to_test
+    assert tested.name == ("checkpoint-10" if is_kept else "checkpoint-5")
+    assert (tested / "mean.safetensors").exists() == is_kept and damage(tested) is None
+    assert trial.loop.best == {"step": 10 if is_kept else 5, "valid/accuracy": accuracy if is_kept else 0.7}
+    assert curve(tmp_path)[-1]["valid_mean/accuracy"] == accuracy
+    assert trial.loop.train_seconds == seconds
 
 
 def test_log_lines_are_due_by_updates_and_at_the_end(train, tmp_path):
