@@ -130,8 +130,8 @@ class Config(RunConfig):
 MAY_CHANGE = flag_names(
     """
     epochs max_train_steps lr pct_start div_factor final_div_factor three_phase anneal momentum weight_decay
-    bias_lr_factor head_lr_factor max_grad_norm ema_decay ema_narrows evaluate_every patience views eval_batch_size
-    data_dir checkpointing_steps checkpoints_total_limit log_every compile deterministic
+    bias_lr_factor head_lr_factor max_grad_norm ema_decay ema_narrows evaluate_every patience views
+    eval_batch_size data_dir checkpointing_steps checkpoints_total_limit log_every compile deterministic
     """
 )
 
@@ -378,6 +378,11 @@ def report_test(run: Run, loop: Loop, model: nn.Module, splits: ImageSplits, mea
     accelerator, config = run.accelerator, run.config
     run.release_signals()
     load_weights(model, loop.checkpoint_to_test)
+    if accelerator.is_main_process:
+        panels = {"loss": ["train/loss", "valid/loss"], "accuracy": ["train/accuracy", "valid/accuracy"]}
+        plot_curves(run.metrics_path, run.figures_dir, panels | {"lr": ["lr"], "throughput": [loop.rate_name]})
+    if not config.final_test:
+        return run.finish_untested(loop.summary(), loop.train_seconds, model, step=loop.step)
     metrics, probabilities = evaluate(accelerator, model, splits.test, mean, std, config)
     run.log(prefixed("test", metrics), loop.step, loop.epochs_done)
     summary = {**loop.summary(), **prefixed("test", metrics)}
@@ -387,8 +392,6 @@ def report_test(run: Run, loop: Loop, model: nn.Module, splits: ImageSplits, mea
         summary |= {"test/accuracy_views": with_views["accuracy"], "views": config.views}
         run.print(f"test accuracy over the views of {config.views!r}: {with_views['accuracy']:.2%}")
     if accelerator.is_main_process:
-        panels = {"loss": ["train/loss", "valid/loss"], "accuracy": ["train/accuracy", "valid/accuracy"]}
-        plot_curves(run.metrics_path, run.figures_dir, panels | {"lr": ["lr"], "throughput": [loop.rate_name]})
         test = splits.test.to(torch.device("cpu"))
         write_result_figures(run.figures_dir, test.images, test.labels, probabilities.cpu(), splits.class_names)
         run.log_figures(sorted(run.figures_dir.glob("*.png")), loop.step)

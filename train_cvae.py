@@ -155,8 +155,8 @@ class Config(RunConfig):
 MAY_CHANGE = flag_names(
     """
     epochs max_train_steps lr pct_start div_factor final_div_factor three_phase anneal weight_decay max_grad_norm
-    ema_decay evaluate_every patience eval_batch_size iw_samples judge judge_epochs picture_temperature data_dir
-    checkpointing_steps checkpoints_total_limit log_every compile deterministic
+    ema_decay evaluate_every patience eval_batch_size iw_samples judge judge_epochs picture_temperature
+    data_dir checkpointing_steps checkpoints_total_limit log_every compile deterministic
     """
 )
 
@@ -440,11 +440,20 @@ def evaluate(
 def report_test(run: Run, loop: Loop, model: GenerativeModel, splits: ImageSplits, judge: Judge | None) -> None:
     """Evaluate the chosen weights on the test split; end the run.
 
-    Bounds, label hits, what the latent tells of the label, pictures.
+    Bounds, label hits, what the latent tells of the label, pictures. Of the validation split the hits alone.
     """
-    accelerator, config, test = run.accelerator, run.config, splits.test
+    accelerator, config, test, valid = run.accelerator, run.config, splits.test, splits.valid
     run.release_signals()
     load_weights(model, loop.checkpoint_to_test)
+    if accelerator.is_main_process:
+        draw_curves(run, loop, model)
+    summary = loop.summary()
+    if judge and valid:
+        targets = draw_targets(model, valid.images, config, Stream.VALIDATION_PIXELS)
+        hits = label_hits(accelerator, model, judge, valid.images, targets, valid.labels, config.seed)
+        summary |= prefixed("valid", hits)
+    if not config.final_test:
+        return run.finish_untested(summary, loop.train_seconds, model, step=loop.step)
     targets = draw_targets(model, test.images, config, Stream.TEST_PIXELS)
     metrics, latents, kl_units = evaluate(accelerator, model, targets, test.labels, config, config.iw_samples)
     run.log(prefixed("test", metrics), loop.step, loop.epochs_done)
@@ -464,7 +473,7 @@ def report_test(run: Run, loop: Loop, model: GenerativeModel, splits: ImageSplit
     probed = probe_accuracy(latents[:half], labels[:half], latents[half:], labels[half:], n_classes, seed=0)
     if accelerator.is_main_process:
         write_figures(run, loop, model, splits, targets, latents, kl_units)
-    summary = {**loop.summary(), **prefixed("test", metrics)}
+    summary |= prefixed("test", metrics)
     summary |= {f"test/probe_{name}": share for name, share in probed.items()}
     run.finish(summary, loop.train_seconds, model)
     run.print(f"{report}\nfigures in {run.figures_dir}")
@@ -479,8 +488,16 @@ def write_figures(
     latents: Tensor,
     kl_units: Tensor,
 ) -> None:
-    """Write figures/*.png: curves of the run, pictures of test images with `targets`, and what `evaluate` gave."""
+    """Write figures/*.png: pictures of test images with `targets`, and what `evaluate` gave."""
     folder, test, names = run.figures_dir, splits.test, splits.class_names
+    write_pictures(folder, model, test.images, targets, test.labels, names, run.config.seed)
+    write_latent_map(folder / "latent_map.png", latents, test.labels.cpu(), names)
+    plot_active_units(folder / "active_units.png", kl_units)
+    run.log_figures(sorted(folder.glob("*.png")), loop.step)
+
+
+def draw_curves(run: Run, loop: Loop, model: GenerativeModel) -> None:
+    """Write figures/*.png: curves of the run."""
     panels = {
         "loss": ["train/loss"],
         "elbo": ["valid/elbo"],
@@ -489,11 +506,7 @@ def write_figures(
         "lr": ["lr"],
         "throughput": [loop.rate_name],
     }
-    plot_curves(run.metrics_path, folder, panels)
-    write_pictures(folder, model, test.images, targets, test.labels, names, run.config.seed)
-    write_latent_map(folder / "latent_map.png", latents, test.labels.cpu(), names)
-    plot_active_units(folder / "active_units.png", kl_units)
-    run.log_figures(sorted(folder.glob("*.png")), loop.step)
+    plot_curves(run.metrics_path, run.figures_dir, panels)
 
 
 def main(config: Config) -> None:

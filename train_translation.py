@@ -169,7 +169,6 @@ class Config(RunConfig):
     eval_batch_size: BatchSize = 64  # most sentences decoded at a time
     eval_max_len: TokenBudget = 1024  # longer validation and test sentences are cut after so many tokens
     test_sentences: Count = 0  # test pairs that are translated, from all over the split; 0: all
-    final_test: bool = True  # at the end, evaluate the best checkpoint on the test split
     eval_max_tokens: TokenBudget = 32768  # most tokens decoded at a time: beams x (source + longest translation)
 
 
@@ -178,7 +177,7 @@ MAY_CHANGE = flag_names(
     """
     epochs max_train_steps lr pct_start div_factor final_div_factor three_phase anneal beta2 weight_decay
     max_grad_norm ema_decay average_checkpoints patience validate_every beam_size length_penalty tune_length_penalty
-    length_normalization test_sentences final_test eval_max_len eval_batch_size eval_max_tokens data_dir
+    length_normalization test_sentences eval_max_len eval_batch_size eval_max_tokens data_dir
     extra_test_files checkpointing_steps checkpoints_total_limit log_every compile deterministic
     """
 )
@@ -698,8 +697,6 @@ def main(config: Config) -> None:
     refuse_options_of_other_models(config, RECIPES, {"transformer": TRANSFORMER_OPTIONS, "lstm": LSTM_OPTIONS})
     refuse_options_of_other_models(config, RECIPES, CONSISTENCY_OPTIONS, choice="consistency")
     check_objective(config)
-    if config.eval_only and not config.final_test:
-        raise UsageError("--eval_only evaluates the test split: leave out --no_final_test")
     accelerator = begin_run(config)
     device = accelerator.device
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps

@@ -51,7 +51,7 @@ from figures.lr_range_test import report_lr_range_test
 from figures.model_summary import write_model_summary
 from figures.segmentation import keep_predictions, write_data_figures, write_overlays, write_result_figures
 from figures.segmentation_comparison import write_comparison
-from models.segmentation_losses import segmentation_loss
+from models.segmentation_losses import loss_of_levels, segmentation_loss
 from models.segmentation_scores import dice_of_images, pixel_confusion, predict_masks, segmentation_scores
 from models.test_time_augmentation import PixelViews, pixel_logits_over_views
 from models.unet import UNet
@@ -75,6 +75,7 @@ from training.ranges import (
     HalfShare,
     Halvings,
     ImageSide,
+    Layers,
     LearningRate,
     MaskValue,
     Parts,
@@ -113,6 +114,8 @@ class Config(RunConfig):
     contrast: Share = 0.5  # contrast likewise
     saturation: Share = 1.0  # saturation likewise
     hue: Degrees = 0.0  # hues are turned by +- this at most, in degrees
+    gamma: Share = 0.0  # values from 0 to 1 are raised to a power of 1 / (1 + this) to 1 + this
+    low_resolution: Share = 0.0  # share of the pictures that are shown as from half to all of their pixels
     background_mix: Share = 0.5  # share of the pictures that show another's where both have class 0
     cutmix: Share = 0.25  # share of the pictures with a rectangle of another picture in them
     # --- batches
@@ -126,11 +129,15 @@ class Config(RunConfig):
     depth: Halvings = 4  # times that the resolution is halved
     norm: Literal["batch", "group", "instance", "none"] = "batch"  # normalisation after each convolution
     dropout: ShareBelowOne = 0.0  # share of the channels zeroed at the lowest resolution
+    encoder: Literal["plain", "residual"] = "plain"  # residual: with a way around every two convolutions
+    encoder_blocks: Layers = 1  # blocks of two convolutions at each level of the encoder
+    deep_supervision: Share = 0.0  # coarser levels predict too, each at this share of the finer's weight; 0: none
     # --- optimization
     loss: Literal["bce", "dice", "bce+dice"] = "bce"  # cross-entropy with logits, soft Dice, or their sum
     epochs: Epochs = 90  # passes over the training pictures; on a resume, another number stretches the schedule
     max_train_steps: Count = 0  # updates in all, instead of epochs, and likewise; 0: by epochs
     half_size_share: Share = 0.55  # share of the updates, the first ones, on pictures of half the side
+    three_quarter_size_share: Share = 0.0  # and of those that follow, on three quarters of it
     optimizer: Literal["adamw", "muon"] = "muon"  # muon: for filters, Nesterov's sgd for the rest
     lr: LearningRate = 0.05  # peak of the one-cycle schedule
     pct_start: Share = 0.2  # share of the updates that the rate rises for
@@ -153,9 +160,9 @@ class Config(RunConfig):
 # On a resume these may be given anew; another of the others would make it another run (training/resuming.py).
 MAY_CHANGE = flag_names(
     """
-    epochs max_train_steps half_size_share lr pct_start div_factor final_div_factor three_phase anneal
-    bias_lr_factor weight_decay max_grad_norm ema_decay evaluate_every patience views eval_batch_size data_dir
-    checkpointing_steps checkpoints_total_limit log_every compile deterministic
+    epochs max_train_steps half_size_share three_quarter_size_share lr pct_start div_factor final_div_factor
+    three_phase anneal bias_lr_factor weight_decay max_grad_norm ema_decay evaluate_every patience views
+    eval_batch_size data_dir checkpointing_steps checkpoints_total_limit log_every compile deterministic
     """
 )
 
@@ -249,6 +256,8 @@ def build_augmenter(config: Config, split: MaskSplit, mean: Tensor, std: Tensor)
         contrast=config.contrast,
         saturation=config.saturation,
         hue=config.hue,
+        gamma=config.gamma,
+        low_resolution=config.low_resolution,
         background_mix=config.background_mix,
         cutmix=config.cutmix,
     )
@@ -270,6 +279,9 @@ def build_model(config: Config, n_classes: int) -> UNet:
             upsampling=config.upsampling,
             norm=config.norm,
             dropout=config.dropout,
+            encoder=config.encoder,
+            encoder_blocks=config.encoder_blocks,
+            deep_supervision=config.deep_supervision > 0,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -277,7 +289,8 @@ def build_model(config: Config, n_classes: int) -> UNet:
 
 def build_optimizer(model: UNet, config: Config, mixed_precision: str) -> Optimizer:
     """Every parameter in one group: filters, and the rest (the last layer, biases, norms)."""
-    heads = {model.head.weight}  # of layers whose outputs are logits: Muon would turn them too fast
+    # Of layers whose outputs are logits: Muon would turn them too fast.
+    heads = {head.weight for head in (model.head, *model.level_heads)}
     filters = [p for p in model.parameters() if p.ndim > 1 and p not in heads]
     rest = [p for p in model.parameters() if p.ndim <= 1 or p in heads]
     groups: list[dict[str, Any]] = [
@@ -308,16 +321,24 @@ def learning_rate(config: Config, step: int, total_steps: int) -> float:
 
 def picture_size(config: Config, step: int, total_steps: int) -> int:
     """The side in pixels of the pictures of update `step`, counted from 0."""
-    at_half_size = step < config.half_size_share * total_steps
-    return config.image_size // 2 if at_half_size else config.image_size
+    if step < config.half_size_share * total_steps:
+        return config.image_size // 2
+    if step < (config.half_size_share + config.three_quarter_size_share) * total_steps:
+        return 3 * config.image_size // 4
+    return config.image_size
 
 
 def objective(logits: Tensor, masks: Tensor, config: Config) -> dict[str, Tensor]:
     """What is trained on ("loss") and what is logged beside it, as sums over the pictures.
 
-    logits (B, 1, S, S) of two classes, (B, K, S, S) of K > 2; masks (B, S, S) of class numbers, or IGNORE.
+    logits (B, 1, S, S) of two classes, (B, K, S, S) of K > 2; masks (B, S, S) of class numbers, or IGNORE. Under
+    deep supervision the logits are those of L levels, (L, B, K, S, S).
     """
-    return {"loss": segmentation_loss(logits, masks, config.loss).sum()}
+    if config.deep_supervision:
+        losses = loss_of_levels(logits, masks, config.loss, config.deep_supervision)
+    else:
+        losses = segmentation_loss(logits, masks, config.loss)
+    return {"loss": losses.sum()}
 
 
 def train_update(
@@ -424,6 +445,11 @@ def report_test(
     accelerator, config, class_names = run.accelerator, run.config, splits.class_names
     run.release_signals()
     load_weights(model, loop.checkpoint_to_test)
+    if accelerator.is_main_process:
+        panels = {"loss": ["train/loss", "valid/loss"], "scores": ["valid/dice", "valid/iou"]}
+        plot_curves(run.metrics_path, run.figures_dir, panels | {"lr": ["lr"], "throughput": [loop.rate_name]})
+    if not config.final_test:
+        return run.finish_untested(loop.summary(), loop.train_seconds, model, step=loop.step, close=False)
     metrics, predicted, dice = evaluate(accelerator, model, splits.test, class_names, mean, std, config)
     run.log(prefixed("test", metrics), loop.step, loop.epochs_done)
     summary = {**loop.summary(), **prefixed("test", metrics)}
@@ -437,8 +463,6 @@ def report_test(
         summary["views"] = config.views
         run.print(f"test Dice {with_views['dice']:.4f} over the views of {config.views!r}")
     if accelerator.is_main_process:
-        panels = {"loss": ["train/loss", "valid/loss"], "scores": ["valid/dice", "valid/iou"]}
-        plot_curves(run.metrics_path, run.figures_dir, panels | {"lr": ["lr"], "throughput": [loop.rate_name]})
         splits, predicted = splits.to(torch.device("cpu")), predicted.cpu()
         test, followed = splits.test, splits.valid
         if followed is None:  # only the end is there to be shown, of test pictures

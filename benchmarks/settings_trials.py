@@ -190,9 +190,10 @@ class _Running:
         if self.exit_code != 0:
             return {**line, "valid": {}, "error": self._last_words()}
         summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-        best = {name.removeprefix("best/"): value for name, value in summary.items() if name.startswith("best/")}
-        valid = {n.removeprefix("valid/"): value for n, value in best.items() if n.startswith("valid/")}
-        line |= {"valid": valid, "step": best.get("step"), "git_commit": summary.get("git_commit")}
+        # Of the best validation, and of the weights that it chose.
+        names = {name: name.removeprefix("best/").removeprefix("valid/") for name in summary if "valid/" in name}
+        valid = {short: summary[name] for name, short in names.items()}
+        line |= {"valid": valid, "step": summary.get("best/step"), "git_commit": summary.get("git_commit")}
         return line | {name: summary[name] for name in OF_THE_RUN if name in summary}
 
     def _last_words(self) -> str:

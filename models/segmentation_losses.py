@@ -73,6 +73,16 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
         return 1 - ((2 * overlap + SMOOTHING) / (total + SMOOTHING)).mean(1)
 
 
+def loss_of_levels(logits: Tensor, targets: Tensor, kind: LossKind, share: float) -> Tensor:
+    """The mean of the losses of L levels' logits (L, B, K, H, W), finest first: (B,) float32.
+
+    Each level has `share` of the weight of the one before: half of it in nnU-Net (Isensee et al. 2021).
+    """
+    losses = torch.stack([segmentation_loss(level, targets, kind) for level in logits])
+    weights = share ** torch.arange(len(losses), dtype=losses.dtype, device=losses.device)
+    return weights @ losses / weights.sum()
+
+
 def segmentation_loss(logits: Tensor, targets: Tensor, kind: LossKind) -> Tensor:
     """The loss of each image, (B,) float32: `cross_entropy` ("bce"), `dice_loss` ("dice"), or their sum.
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 Downsampling = Literal["maxpool", "strided"]
 Upsampling = Literal["transposed", "bilinear"]
 Norm = Literal["batch", "group", "instance", "none"]
+Encoder = Literal["plain", "residual"]
 
 N_GROUPS = 8  # of group norm, whatever the number of channels
 
@@ -48,6 +49,48 @@ class DoubleConv(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, norm: Norm):
         super().__init__(ConvBlock(in_channels, out_channels, norm), ConvBlock(out_channels, out_channels, norm))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with norms and the way around them, ReLU after the sum: (B, C, H, W) -> (B, C', H, W).
+
+    Where C' is not C the way around is a 1x1 convolution with a norm (He et al. 2016, arXiv 1512.03385).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm):
+        super().__init__()
+        self.conv1 = ConvBlock(in_channels, out_channels, norm)
+        self.conv2 = conv_with_norm(out_channels, out_channels, norm, kernel_size=3)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else conv_with_norm(in_channels, out_channels, norm, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv2(self.conv1(x)) + self.shortcut(x), inplace=True)
+
+
+def conv_with_norm(in_channels: int, out_channels: int, norm: Norm, kernel_size: Literal[1, 3]) -> nn.Sequential:
+    """A convolution that keeps the size and its norm, without ReLU: (B, C, H, W) -> (B, C', H, W)."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    return nn.Sequential(conv, norm_layer(norm, out_channels))
+
+
+def encoder_level(encoder: Encoder, in_channels: int, out_channels: int, norm: Norm, n_blocks: int) -> nn.Module:
+    """The blocks of a level of the encoder, of two convolutions each: (B, C, H, W) -> (B, C', H, W)."""
+    block = ResidualBlock if encoder == "residual" else DoubleConv
+    first = block(in_channels, out_channels, norm)
+    if n_blocks == 1:
+        return first
+    return nn.Sequential(first, *(block(out_channels, out_channels, norm) for _ in range(n_blocks - 1)))
+
+
+def logits_layer(channels: int, n_outputs: int) -> nn.Conv2d:
+    """A 1x1 convolution whose logits begin small, so that no pixel begins with a strong opinion."""
+    layer = nn.Conv2d(channels, n_outputs, 1)
+    nn.init.normal_(layer.weight, std=1 / channels)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def downsample_layer(downsampling: Downsampling, channels: int, norm: Norm) -> nn.Module:
@@ -86,8 +129,12 @@ class UNet(nn.Module):
     One output is the logit of foreground against background; more are exclusive classes. `width` is the number of
     channels at the full resolution, `depth` how often the sides are halved; at each halving the channels double, up
     to `max_width` where it is not 0. `dropout` zeroes that share of the channels at the coarsest level in training
-    (in the paper, too, dropout stands at the end of the encoder).
-    Defaults but for the width, 64: 31,037,633 parameters.
+    (in the paper, too, dropout stands at the end of the encoder). The encoder, with the coarsest level, has
+    `encoder_blocks` blocks of two convolutions at each level, with a way around each where it is "residual" (as
+    nnU-Net's, Isensee et al. 2024, arXiv 2404.09556). Defaults but for the width, 64: 31,037,633 parameters.
+
+    With `deep_supervision` each coarser level of the decoder has a head of its own, and in training the net gives
+    the logits of all L = `depth` levels, resized to the image: (L, B, n_outputs, H, W), the finest first.
 
     Weights begin as in section 3 of the paper (He et al. 2015, arXiv 1502.01852): with variance 2 / fan-in before
     a ReLU, six times that of torch's default, which lets a deep net without norms fade out. Biases begin at zero,
@@ -108,9 +155,13 @@ class UNet(nn.Module):
         upsampling: Upsampling = "transposed",
         norm: Norm = "batch",
         dropout: float = 0.0,
+        encoder: Encoder = "plain",
+        encoder_blocks: int = 1,
+        deep_supervision: bool = False,
     ):
         super().__init__()
         numbers = {"in_channels": in_channels, "n_outputs": n_outputs, "width": width, "depth": depth}
+        numbers["encoder_blocks"] = encoder_blocks
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"{name} of {number}: give 1 or more")
@@ -118,12 +169,15 @@ class UNet(nn.Module):
             ("downsampling", downsampling, Downsampling),
             ("upsampling", upsampling, Upsampling),
             ("norm", norm, Norm),
+            ("encoder", encoder, Encoder),
         ]
         for name, choice, kind in choices:
             if choice not in get_args(kind):
                 raise ValueError(f"{name} {choice!r} is not one of {', '.join(get_args(kind))}")
         if norm == "group" and width % N_GROUPS:
             raise ValueError(f"width {width} is not a multiple of {N_GROUPS}, the groups of group norm")
+        if norm == "none" and encoder == "residual":
+            raise ValueError("a residual encoder needs norms: give another norm, or the plain encoder")
         if max_width and max_width < width:
             raise ValueError(
                 f"max_width {max_width} is below width {width}: give {width} or more, or 0 for no limit"
@@ -131,23 +185,23 @@ class UNet(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout of {dropout}: give a probability below 1")
 
-        self.depth = depth
+        self.depth, self.deep_supervision = depth, deep_supervision
         channels = [min(width * 2**level, max_width or width * 2**depth) for level in range(depth + 1)]
         finer = channels[:-1]
         self.encoder = nn.ModuleList(
-            DoubleConv(c_in, c, norm) for c_in, c in zip([in_channels, *finer[:-1]], finer, strict=True)
+            encoder_level(encoder, c_in, c, norm, encoder_blocks)
+            for c_in, c in zip([in_channels, *finer[:-1]], finer, strict=True)
         )
         self.downsample = nn.ModuleList(downsample_layer(downsampling, c, norm) for c in finer)
-        self.bottleneck = DoubleConv(finer[-1], channels[-1], norm)
+        self.bottleneck = encoder_level(encoder, finer[-1], channels[-1], norm, encoder_blocks)
         self.dropout = nn.Dropout2d(dropout)
         self.upsample = nn.ModuleList(
             upsample_layer(upsampling, c_in, c) for c, c_in in reversed(list(pairwise(channels)))
         )
         self.decoder = nn.ModuleList(DoubleConv(2 * c, c, norm) for c in reversed(finer))
-        self.head = nn.Conv2d(width, n_outputs, 1)
-        nn.init.normal_(self.head.weight, std=1 / width)  # small logits: no pixel begins with a strong opinion
-        assert self.head.bias is not None
-        nn.init.zeros_(self.head.bias)
+        self.head = logits_layer(width, n_outputs)
+        coarser = finer[:0:-1] if deep_supervision else []
+        self.level_heads = nn.ModuleList(logits_layer(c, n_outputs) for c in coarser)  # coarse to fine
 
     def padding(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Pixels to add at the (left, right, top, bottom) of an image, so that it can be halved `depth` times.
@@ -171,13 +225,23 @@ class UNet(nn.Module):
         return self.logits_of_padded(x)[..., top : top + height, left : left + width]
 
     def logits_of_padded(self, x: Tensor) -> Tensor:
-        """Images (B, in_channels, H, W) whose sides can be halved `depth` times -> logits (B, n_outputs, H, W)."""
+        """Images (B, in_channels, H, W) whose sides can be halved `depth` times -> logits (B, n_outputs, H, W).
+
+        In training under deep supervision (L, B, n_outputs, H, W).
+        """
         skips = []
         for block, downsample in zip(self.encoder, self.downsample, strict=True):
             x = block(x)  # (B, width * 2**level, H / 2**level, W / 2**level)
             skips.append(x)
             x = downsample(x)
         x = self.dropout(self.bottleneck(x))
+        states = []  # of the decoder's levels, coarse to fine
         for upsample, block, skip in zip(self.upsample, self.decoder, reversed(skips), strict=True):
             x = block(torch.cat([skip, upsample(x)], dim=1))
-        return self.head(x)
+            states.append(x)
+        logits = self.head(x)
+        if not (self.training and self.deep_supervision):
+            return logits
+        coarser = [head(state) for head, state in zip(self.level_heads, states[:-1], strict=True)]
+        resized = [F.interpolate(level, logits.shape[2:], mode="bilinear") for level in reversed(coarser)]
+        return torch.stack([logits, *resized])

@@ -44,6 +44,11 @@ TINY = (
     "none",
 )
 
+LEVERS = (
+    *("--encoder", "residual", "--encoder_blocks", "2", "--deep_supervision", "0.5"),
+    *("--gamma", "0.5", "--low_resolution", "0.5"),
+)
+
 COMPARISON = ("table", "curves", "predictions")
 
 
@@ -295,7 +300,11 @@ def test_a_variant_overfits_one_batch(name):
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--loss", "bce+dice", "--dropout", "0.2", "--half_size_share", "0.5"),
+        (
+            *("--loss", "bce+dice", "--dropout", "0.2"),
+            *("--half_size_share", "0.3", "--three_quarter_size_share", "0.3"),
+            *LEVERS,
+        ),
         (
             "--downsampling",
             "strided",
@@ -379,6 +388,7 @@ def test_two_processes_train_as_one_that_accumulates_with_dropout_and_augmentati
         "0.5",
         "--max_train_steps",
         "4",
+        *LEVERS,
     )
     command = ("train_unet.py", "demo", *TINY, "--output_dir", tmp_path / "two", *flags)
     process = forked_runs.start(*command, config="cpu_2proc")
@@ -496,6 +506,28 @@ def test_the_range_test_begins_at_the_size_that_the_run_begins_at(train, tmp_pat
     of_run, sizes[:] = [*sizes], []
     assert train(tmp_path / "run", *flags, "--find_lr") == 0
     assert sizes[:4] == of_run == [16, 16, 32, 32]
+
+
+def test_sides_grow_by_a_half_three_quarters_and_the_whole():
+    config = Config(recipe="test", image_size=128, half_size_share=0.5, three_quarter_size_share=0.25)
+    assert [train_unet.picture_size(config, step, 8) for step in range(8)] == [64] * 4 + [96] * 2 + [128] * 2
+
+
+def test_without_a_final_test_a_run_reports_its_validation_alone(train, tmp_path, monkeypatch, capsys):
+    genuine, sizes = train_unet.evaluate, []
+
+    def noted(accelerator, model, split, *args):
+        sizes.append(len(split))
+        return genuine(accelerator, model, split, *args)
+
+    monkeypatch.setattr(train_unet, "evaluate", noted)
+    assert train(tmp_path / "run", "--no_final_test") == 0
+    assert set(sizes) == {5} and "not evaluated (--no_final_test)" in capsys.readouterr().out
+    values = summary(tmp_path / "run")
+    assert "best/valid/dice" in values and not any(name.startswith("test/") for name in values)
+    assert (tmp_path / "run" / "figures" / "scores.png").exists()
+    assert train(tmp_path / "run", "--eval_only") == 0  # later, of the run that was chosen
+    assert summary(tmp_path / "run")["test/n_images"] == 21
 
 
 @pytest.mark.slow

@@ -80,5 +80,20 @@ def started_alone(accelerator: Accelerator) -> bool:
     return by_accelerate and meets and accelerator.num_processes == 1
 
 
+def lacks_its_gpu(accelerator: Accelerator) -> bool:
+    """Whether `accelerate launch` was asked for a GPU, to go by the precision, and the run is on a CPU.
+
+    A launcher of several processes hands on only the precision, of which fp16 is a GPU's.
+    """
+    not_for_a_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "false"
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return accelerator.device.type == "cpu" and (asked == "fp16" or (asked == "bf16" and not_for_a_cpu))
+
+
+def restart_begins_anew(resume: str) -> bool:
+    """Whether a launcher with `--max_restarts` would start a run again that is not told by `resume` to go on."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and resume != "latest"
+
+
 def _is_true(variable: str) -> bool:
     return os.environ.get(variable, "").lower() == "true"

@@ -29,7 +29,7 @@ def flag_names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-OF_THE_INVOCATION = flag_names("output_dir resume resume_changes eval_only find_lr profile tracker")
+OF_THE_INVOCATION = flag_names("output_dir resume resume_changes eval_only final_test find_lr profile tracker")
 OF_THE_BATCHES = flag_names("batch_size gradient_accumulation_steps max_tokens batching")
 
 

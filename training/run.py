@@ -29,7 +29,15 @@ from training.cli import PathFlag
 from training.cpu_memory import keep_freed_memory
 from training.errors import UsageError
 from training.home_folder import spare_a_read_only_home
-from training.launch import accelerator_handlers, keep_losses_in_fp32, missing_package, not_as_asked, started_alone
+from training.launch import (
+    accelerator_handlers,
+    keep_losses_in_fp32,
+    lacks_its_gpu,
+    missing_package,
+    not_as_asked,
+    restart_begins_anew,
+    started_alone,
+)
 from training.processes import on_main_process
 from training.ranges import Count
 from training.redaction import redacted
@@ -59,6 +67,7 @@ class RunConfig:
     resume: PathFlag = ""  # "latest", a run folder or a checkpoint to go on from, with its run's own settings
     resume_changes: bool = False  # accept flags that make a resume another run; what they do to it is said
     eval_only: bool = False  # only evaluate the best checkpoint of --resume, or of --output_dir
+    final_test: bool = True  # at the end, evaluate the best checkpoint on the test split
     checkpointing_steps: Count = 0  # updates between checkpoints; 0: one after each validation
     checkpoints_total_limit: Count = 2  # newest checkpoints that are kept, besides the best; 0: all
     log_every: Count = 20  # updates between log lines
@@ -72,12 +81,16 @@ class RunConfig:
 def begin_run(config: Any) -> Accelerator:
     """Join the processes of the launch, own the run's folder, and seed the initial weights. All processes call.
 
-    Raises UsageError where the tracker's package is missing, where the processes do not know of each other, and
-    where the folder is not to be had.
+    Raises UsageError where there is nothing to do, where the tracker's package is missing, where the processes do
+    not know of each other, and where the folder is not to be had.
     """
+    if config.eval_only and not config.final_test:
+        raise UsageError("--eval_only evaluates the test split: leave out --no_final_test")
     require_tracker(config.tracker)
     accelerator = open_accelerator(config.gradient_accumulation_steps, config.deterministic)
     own_folder(accelerator, config.output_dir)
+    if restart_begins_anew(config.resume) and accelerator.is_main_process:
+        _warn("the launcher restarts this run where a process fails, but from its beginning: add --resume latest")
     _forget_earlier_peak(accelerator.device)
     seed_global_generators(Stream.INITIAL_WEIGHTS, config.seed)
     return accelerator
@@ -126,7 +139,7 @@ def open_accelerator(
         accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
     if accelerator.is_main_process and mixed_precision is None and not opened_before:
         for warning in _launch_warnings(accelerator):
-            print(f"warning: {warning}", file=sys.stderr, flush=True)
+            _warn(warning)
     return accelerator
 
 
@@ -152,12 +165,21 @@ def close_accelerator(accelerator: Accelerator) -> None:
     accelerator.end_training()
 
 
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def _launch_warnings(accelerator: Accelerator) -> list[str]:
     warnings = []
     if started_alone(accelerator):
         warnings.append(
             "the launch asks for several processes, but `accelerate launch` started one, as it does for MULTI_CPU "
             "and with --cpu: launch with --config_file accelerate_configs/cpu_2proc.yaml"
+        )
+    if lacks_its_gpu(accelerator):
+        warnings.append(
+            f"the launch asks for a GPU ({accelerator.mixed_precision}), but torch finds none and takes the CPU: "
+            "`python -m tools.doctor` says why, or launch with --config_file accelerate_configs/cpu.yaml"
         )
     if accelerator.device.type == "cpu":
         threads, cores = torch.get_num_threads(), psutil.cpu_count(logical=False) or 1
@@ -406,6 +428,14 @@ class Run:
             release_folder(self.output_dir)
         if close:
             close_accelerator(self.accelerator)
+
+    def finish_untested(
+        self, values: dict[str, Any], train_seconds: float, model: torch.nn.Module, *, step: int, close: bool = True
+    ) -> None:
+        """`finish` after `step` updates, with the figures that are drawn, where no final test is asked for."""
+        self.print("the test split is not evaluated (--no_final_test)")
+        self.log_figures(sorted(self.figures_dir.glob("*.png")), step)
+        self.finish(values, train_seconds, model, close=close)
 
     def _write_summary(self, values: dict[str, Any], train_seconds: float, model: torch.nn.Module) -> None:
         packages = ("torch", "accelerate", "datasets", "tokenizers", "sacrebleu", "wandb")

@@ -159,7 +159,7 @@ class WandbBackend:
         self.tracking = tracking
         config = tracking.config
         mode = os.environ.get("WANDB_MODE")
-        if mode is None and not _logged_in_to_wandb():
+        if mode is None and not logged_in_to_wandb():
             mode = "offline"
         options = {
             "dir": str(Path(config.output_dir).resolve()),  # W&B's own process may work in another folder
@@ -273,7 +273,8 @@ class TensorBoardBackend(ScalarBackend):
         super().__init__(tracking, "tensorboard", "tensorboard", settings, options)
 
 
-def _logged_in_to_wandb() -> bool:
+def logged_in_to_wandb() -> bool:
+    """Whether W&B knows who runs this, without asking: a key that is wrong is told of in a line."""
     import wandb
 
     try:

@@ -39,6 +39,8 @@ class JointAugmentation:
     contrast: float = 0.0  # c: distances from the image's mean are multiplied by 1 + U(-c, c), and not clipped
     saturation: float = 0.0  # s: distances from the pixel's luma are multiplied by 1 + U(-s, s), and not clipped
     hue: float = 0.0  # degrees: they are turned about the axis of greys by U(-hue, hue), luma kept, and not clipped
+    gamma: float = 0.0  # g: before that, values from 0 to 1 are raised to 1/(1 + g) to 1 + g, log-uniform
+    low_resolution: float = 0.0  # share of the images that are shown as from U(0.5, 1) of their rows and columns
     background_mix: float = 0.0  # share of the images that show another one's background where both have background
     cutmix: float = 0.0  # share of the images with a rectangle, of U(0, 1) of the area, that shows another image
 
@@ -52,6 +54,8 @@ class JointAugmentation:
             ("contrast", 1),
             ("saturation", 1),
             ("hue", 180),
+            ("gamma", 1),
+            ("low_resolution", 1),
             ("background_mix", 1),
             ("cutmix", 1),
         ):
@@ -66,7 +70,7 @@ class JointAugmenter:
     Image (bilinear) and mask (nearest neighbour, or the value of most weight where only the size changes) are read
     at the same places, so they keep showing the same and a mask gets no value that it does not have. A pixel is
     read from the four nearest: zoomed far out, fine detail may alias. The mean that contrast keeps is the one over
-    all pixels and channels of the image.
+    all pixels and channels of the image as it is stored.
     """
 
     def __init__(
@@ -91,6 +95,11 @@ class JointAugmenter:
         choices = seeded_rng(Stream.AUGMENTATION, self.seed, epoch).random((self.n_images, 17)).T
         flip, turns, mixed, other = choices[[0, 9, 10, 11]]
         self._draw_rectangles(*choices[12:])
+        exponent, reduced, resolution = (
+            seeded_rng(Stream.AUGMENTATION, self.seed, epoch, 1).random((self.n_images, 3)).T
+        )
+        self._exponent = self._to_device((1 + a.gamma) ** (2 * exponent - 1))
+        self._resolution = self._to_device(np.where(reduced < a.low_resolution, 0.5 + resolution / 2, 1.0))
         self._mixes_background = torch.from_numpy(mixed < a.background_mix).to(self.device)
         self._other_backgrounds = self._other_images(other)
         self._flipped = torch.from_numpy(flip < 0.5).to(self.device)
@@ -175,6 +184,10 @@ class JointAugmenter:
             masks = _sample(masks[:, None].float(), places, "nearest")[:, 0].to(torch.uint8)
         elif size != x.shape[-1]:
             x, masks = _sample(x, self._places(ids, size), "bilinear"), _resized_masks(masks, size)
+        if a.low_resolution:
+            x = _at_resolution(x, self._resolution[ids])
+        if a.gamma:
+            x = (x / 255).clamp_(0, 1).pow_(self._exponent[ids][:, None, None, None]).mul_(255)
         if a.brightness or a.contrast or a.saturation or a.hue:
             gain, turned_gain, grey_gain, offset = (
                 t[ids][:, None, None, None] for t in (self._gain, self._turned_gain, self._grey_gain, self._offset)
@@ -240,6 +253,28 @@ def _resized_masks(masks: Tensor, size: int) -> Tensor:
     weights[3] += TIE_BREAKER * ~is_dark
     weight_of_value = torch.where(values[:, None] == values, weights[:, None, None], 0).sum(0)  # (4, B, size, size)
     return values.gather(0, weight_of_value.argmax(0, keepdim=True))[0]
+
+
+def _at_resolution(x: Tensor, shares: Tensor) -> Tensor:
+    """Images (B, C, S, S) as they look from `shares` (B,) of their rows and columns: what is between is lost.
+
+    As nnU-Net simulates low resolution: the nearest pixel stays, and those that stay are resized back, here
+    linearly. A share of 1 gives the image itself.
+    """
+    size = x.shape[-1]
+    n_kept = (shares * size).round().clamp(min=1)[:, None]  # (B, 1), as numbers with a fraction
+    centres = (torch.arange(size, device=x.device) + 0.5) * n_kept / size - 0.5  # (B, S): places among those kept
+    before = centres.floor()
+    weights = centres - before
+    last = n_kept - 1
+    # Of the kept ones beside each place, the pixels that they are of.
+    low, high = (((kept.clamp(min=0).minimum(last) + 0.5) * size / n_kept).long() for kept in (before, before + 1))
+    for dim in (2, 3):
+        shape = [len(x), 1, 1, 1]
+        shape[dim] = size
+        lower, upper = (x.gather(dim, index.view(shape).expand_as(x)) for index in (low, high))
+        x = lower + (upper - lower) * weights.view(shape)
+    return x
 
 
 def _sample(x: Tensor, places: Tensor, mode: str) -> Tensor:

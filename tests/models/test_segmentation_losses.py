@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from models.segmentation_losses import IGNORE, cross_entropy, dice_loss, segmentation_loss
+from models.segmentation_losses import IGNORE, cross_entropy, dice_loss, loss_of_levels, segmentation_loss
 
 LOSSES = [cross_entropy, dice_loss]
 
@@ -163,3 +163,14 @@ def test_shapes_that_would_broadcast_are_refused(loss):
             loss(logits, wrong)
     with pytest.raises(ValueError, match="integer class numbers"):
         loss(logits, targets.float())
+
+
+@pytest.mark.parametrize("kind", ["bce", "dice"])
+def test_each_level_has_a_share_of_the_weight_of_the_finer(kind):
+    levels, targets = zip(*(batch(1) for _ in range(3)), strict=True)
+    logits = torch.stack([logits * (1 + level) for level, logits in enumerate(levels)])
+    fine, middle, coarse = (segmentation_loss(level, targets[0], kind) for level in logits)
+    found = loss_of_levels(logits, targets[0], kind, 0.5)
+    torch.testing.assert_close(found, (4 * fine + 2 * middle + coarse) / 7)
+    assert not torch.allclose(found, fine)
+    torch.testing.assert_close(loss_of_levels(logits[:1], targets[0], kind, 0.5), fine)

@@ -168,9 +168,69 @@ def test_it_is_one_graph_for_the_compiler(downsampling, upsampling):
     assert torch.equal(compiled(images), model(images))
 
 
+def test_a_residual_encoder_has_a_way_around_every_two_convolutions():
+    """Against the first level and the bottleneck written out with functions, on their own weights."""
+    model = small_unet(encoder="residual", encoder_blocks=2, depth=1)
+    w = model.state_dict()
+
+    def conv_and_norm(x, conv, norm, padding):
+        x = F.conv2d(x, w[f"{conv}.weight"], padding=padding)
+        return F.batch_norm(x, None, None, w[f"{norm}.weight"], w[f"{norm}.bias"], training=True)
+
+    def block(x, prefix, has_shortcut):
+        h = conv_and_norm(x, f"{prefix}.conv1.0", f"{prefix}.conv1.1", 1).relu()
+        h = conv_and_norm(h, f"{prefix}.conv2.0", f"{prefix}.conv2.1", 1)
+        shortcut = conv_and_norm(x, f"{prefix}.shortcut.0", f"{prefix}.shortcut.1", 0) if has_shortcut else x
+        return (h + shortcut).relu()
+
+    seen = {}
+    for name in ("encoder", "bottleneck"):
+        module = getattr(model, name)
+        level = module[0] if name == "encoder" else module
+        level.register_forward_hook(lambda module, args, x, name=name: seen.setdefault(name, x))
+    images = torch.randn(2, 3, 8, 8)
+    model(images)
+    first = block(block(images, "encoder.0.0", True), "encoder.0.1", False)
+    torch.testing.assert_close(seen["encoder"], first, atol=1e-5, rtol=1e-5)
+    coarse = block(block(F.max_pool2d(first, 2), "bottleneck.0", True), "bottleneck.1", False)
+    torch.testing.assert_close(seen["bottleneck"], coarse, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["plain", "residual"])
+def test_every_parameter_of_a_deeply_supervised_net_matters(encoder):
+    model = small_unet(2, encoder=encoder, encoder_blocks=2, depth=3, deep_supervision=True)
+    images = torch.randn(2, 3, 13, 17)
+    logits = model(images)
+    assert logits.shape == (3, 2, 2, 13, 17)
+    logits.square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_deep_supervision_adds_heads_and_changes_nothing_else():
+    plain, deep = small_unet(depth=3), small_unet(depth=3, deep_supervision=True)
+    added = deep.state_dict().keys() - plain.state_dict().keys()
+    assert {name.partition(".")[0] for name in added} == {"level_heads"} and len(deep.level_heads) == 2
+    assert all(torch.equal(value, deep.state_dict()[name]) for name, value in plain.state_dict().items())
+    images = torch.randn(2, 3, 24, 16)
+    assert torch.equal(deep(images)[0], plain(images))  # in training
+    assert torch.equal(deep.eval()(images), plain.eval()(images))
+    nn.init.ones_(deep.level_heads[0].weight)
+    nn.init.zeros_(deep.level_heads[1].weight)
+    states = []
+    deep.decoder[0].register_forward_hook(lambda module, args, x: states.append(x))
+    finest, middle, coarsest = deep.train()(images)
+    expected = F.interpolate(states[0].sum(1, keepdim=True), (24, 16), mode="bilinear")
+    torch.testing.assert_close(coarsest, expected)
+    assert (middle == 0).all() and finest.std() > 0
+    assert small_unet(depth=1, deep_supervision=True)(images).shape == (1, 2, 1, 24, 16)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"encoder": "dense"}, "encoder 'dense' is not one of plain, residual"),
+        ({"encoder": "residual", "norm": "none"}, "residual encoder needs norms"),
+        ({"encoder_blocks": 0}, "encoder_blocks of 0"),
         ({"depth": 0}, "depth of 0"),
         ({"width": 0}, "width of 0"),
         ({"in_channels": 0}, "in_channels of 0"),

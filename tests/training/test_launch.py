@@ -4,7 +4,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
 
 from training.errors import UsageError
-from training.launch import LONGEST_WAIT, keep_losses_in_fp32
+from training.launch import LONGEST_WAIT, keep_losses_in_fp32, restart_begins_anew
 from training.run import open_accelerator
 
 
@@ -59,3 +59,34 @@ def test_a_launch_of_several_that_started_one_says_so(fresh_accelerate, monkeypa
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     open_accelerator()
     assert "`accelerate launch` started one" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("precision", "use_cpu", "says"),
+    [
+        ("fp16", "False", True),
+        ("fp16", "", True),
+        ("bf16", "False", True),
+        ("bf16", "", False),
+        ("no", "False", False),
+    ],
+)
+def test_a_launch_for_a_gpu_that_is_not_there_says_so(
+    fresh_accelerate, monkeypatch, capfd, precision, use_cpu, says
+):
+    """An empty `use_cpu` is what a launcher of several processes hands on, for cpu_2proc.yaml too."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu or "true")
+    if not use_cpu:
+        monkeypatch.delenv("ACCELERATE_USE_CPU")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    open_accelerator()
+    assert ("the launch asks for a GPU" in capfd.readouterr().err) == says
+
+
+@pytest.mark.parametrize(
+    ("restarts", "resume", "anew"), [("2", "", True), ("2", "latest", False), ("0", "", False)]
+)
+def test_a_run_that_would_be_restarted_from_its_beginning_is_warned_of(monkeypatch, restarts, resume, anew):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    assert restart_begins_anew(resume) == anew

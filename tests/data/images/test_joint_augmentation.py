@@ -15,6 +15,7 @@ from data.images.pixels import normalise
 MEAN, STD = torch.tensor([125.3, 122.9, 113.9]), torch.tensor([63.0, 62.1, 66.7])
 GEOMETRY = {"flip": True, "scale": 0.6, "aspect": 0.3, "shift": 0.2, "rotation": 40.0}
 COLOURS = {"brightness": 0.3, "contrast": 0.4, "saturation": 0.5, "hue": 60.0}
+QUALITY = {"gamma": 0.8, "low_resolution": 0.7}
 
 
 def images_of(n: int, size: int = 12) -> Tensor:
@@ -276,8 +277,57 @@ def test_hue_turns_what_the_other_colours_have_made():
 
 def test_colours_never_touch_the_masks():
     images = images_of(50)
-    plain, with_colours = (everything(augmenter_of(images, **GEOMETRY, **more)) for more in ({}, COLOURS))
+    plain, with_colours = (everything(augmenter_of(images, **GEOMETRY, **more)) for more in ({}, COLOURS | QUALITY))
     assert torch.equal(plain[1], with_colours[1]) and not torch.equal(plain[0], with_colours[0])
+
+
+def test_gamma_raises_values_to_a_power_of_each_image_before_its_other_colours():
+    images = images_of(300, 6)
+    shares = images.double() / 255
+    raised = pixels_of(everything(augmenter_of(images, gamma=0.5))[0]) / 255
+    clear = (shares > 0.2) & (shares < 0.8)
+    powers = [float((raised[k].log() / shares[k].log())[clear[k]].median()) for k in range(len(images))]
+    expected = shares ** torch.tensor(powers, dtype=torch.double)[:, None, None, None]
+    torch.testing.assert_close(raised, expected, atol=1e-3, rtol=0)
+    assert is_uniform(np.log(powers), np.log(1.5))
+    brightened = pixels_of(everything(augmenter_of(images, gamma=0.5, brightness=0.3))[0])
+    factors = pixels_of(everything(augmenter_of(images, brightness=0.3))[0]).sum((1, 2, 3)) / images.sum((1, 2, 3))
+    torch.testing.assert_close(brightened, 255 * raised * factors[:, None, None, None], atol=0.01, rtol=0)
+
+
+def test_low_resolution_keeps_some_rows_and_columns_and_is_linear_between_them():
+    n, size = 200, 24
+    images = images_of(n, size)
+    shown = pixels_of(everything(augmenter_of(images, low_resolution=0.5))[0])
+    untouched = [k for k in range(n) if torch.equal(shown[k].round(), images[k].double())]
+    assert 0.4 < len(untouched) / n < 0.65
+    n_kept = []
+    for k in set(range(n)) - set(untouched):
+        found = [
+            kept
+            for kept in range(size // 2, size + 1)
+            if torch.allclose(shown[k], reduced(images[k].double(), kept), atol=0.01)
+        ]
+        assert len(found) == 1, k
+        n_kept += found
+    assert min(n_kept) == size // 2 and max(n_kept) >= size - 1
+
+
+def reduced(image: Tensor, n_kept: int) -> Tensor:
+    """By torch's own resizing: the nearest pixels of n_kept rows and columns, and back."""
+    small = torch.nn.functional.interpolate(image[None], (n_kept, n_kept), mode="nearest-exact")
+    return torch.nn.functional.interpolate(small, image.shape[1:], mode="bilinear")[0]
+
+
+@pytest.mark.parametrize("size", [12, 24])
+def test_low_resolution_is_that_of_the_size_that_is_drawn(size):
+    images, masks = blobs_of(40, 24)[:, None].expand(-1, 3, -1, -1) * 200, blobs_of(40, 24)
+    augmenter = augmenter_of(images, masks, low_resolution=1.0)
+    plain = augmenter_of(images, masks)
+    shown, shown_masks = augmenter.batch(torch.arange(40), size)
+    whole, whole_masks = plain.batch(torch.arange(40), size)
+    assert torch.equal(shown_masks, whole_masks) and shown.shape == whole.shape
+    assert 0 < (pixels_of(shown) - pixels_of(whole)).abs().mean() < 20
 
 
 def test_a_uniform_picture_stays_uniform():
@@ -302,12 +352,12 @@ def test_a_preview_is_one_image_in_each_epoch():
 
 def test_an_example_looks_the_same_in_any_batch_process_and_subset():
     images, masks = images_of(70, 13), masks_of(70, 13)
-    augmenter = augmenter_of(images, masks, **GEOMETRY, **COLOURS)
+    augmenter = augmenter_of(images, masks, **GEOMETRY, **COLOURS, **QUALITY)
     together = everything(augmenter, epoch=4)
-    another_process = augmenter_of(images, masks, **GEOMETRY, **COLOURS)
+    another_process = augmenter_of(images, masks, **GEOMETRY, **COLOURS, **QUALITY)
     another_process.draw(9)
     of_another_process = everything(another_process, epoch=4)
-    of_subset = everything(augmenter_of(images[:30], masks[:30], **GEOMETRY, **COLOURS), epoch=4)
+    of_subset = everything(augmenter_of(images[:30], masks[:30], **GEOMETRY, **COLOURS, **QUALITY), epoch=4)
     shuffled = torch.randperm(70, generator=torch.Generator().manual_seed(1))
     of_shuffled = augmenter.batch(shuffled)
     singly = [
@@ -327,7 +377,7 @@ def test_epoch_0_is_drawn_at_the_start():
     assert torch.equal(everything(augmenter, 0)[0], at_start)
 
 
-@pytest.mark.parametrize("setting", [{name: value} for name, value in (GEOMETRY | COLOURS).items()])
+@pytest.mark.parametrize("setting", [{name: value} for name, value in (GEOMETRY | COLOURS | QUALITY).items()])
 def test_epochs_and_seeds_differ(setting):
     images = images_of(40)
     augmenter = augmenter_of(images, **setting)
@@ -371,6 +421,8 @@ def test_the_global_generators_and_the_data_are_left_alone():
         ("hue", 190),
         ("background_mix", 1.5),
         ("cutmix", -1),
+        ("gamma", 1.5),
+        ("low_resolution", -0.5),
     ],
 )
 def test_a_setting_out_of_range_is_named(name, value):
