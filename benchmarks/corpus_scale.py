@@ -37,13 +37,13 @@ class Config:
     folder: str = ""  # where corpora and caches are kept meanwhile; default: the system's temporary folder
 
 
-def words_of_language(seed: int) -> np.ndarray:
-    """(N_WORDS,) different words, of two syllables and more."""
+def words_of_language(seed: int, n_words: int = N_WORDS) -> np.ndarray:
+    """(n_words,) different words, of two syllables and more."""
     rng = np.random.default_rng(seed)
-    syllables = rng.choice(SYLLABLES, (2 * N_WORDS, 6))
-    lengths = rng.integers(2, 7, 2 * N_WORDS)
+    syllables = rng.choice(SYLLABLES, (2 * n_words, 6))
+    lengths = rng.integers(2, 7, 2 * n_words)
     words = dict.fromkeys("".join(row[:n]) for row, n in zip(syllables, lengths, strict=True))
-    return np.array(list(words)[:N_WORDS], dtype=object)
+    return np.array(list(words)[:n_words], dtype=object)
 
 
 def write_corpus(folder: Path, n_pairs: int) -> tuple[str, str]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-ONSETS = np.array([*"bcdfglmnprstv", "st", "tr", "pl"])
-VOWELS = np.array([*"aeiou", "ia", "ei"])
-N_WORDS = 20_000
+from benchmarks.corpus_scale import words_of_language
+
+N_WORDS = 20_000  # different words of a language
 
 
 def write_made_corpus(folder: Path, n_pairs: int, mean_words: float = 24.0, seed: int = 0) -> tuple[str, str]:
@@ -22,7 +22,7 @@ def write_made_corpus(folder: Path, n_pairs: int, mean_words: float = 24.0, seed
     if all(Path(path).is_file() for path in paths):
         return paths[0], paths[1]
     rng = np.random.default_rng(seed)
-    vocabularies = [_words(rng), _words(rng)]
+    vocabularies = [words_of_language(seed, N_WORDS) for seed in range(2)]
     shares = 1 / np.arange(2, N_WORDS + 2)
     variance = np.log(2)  # of the logarithm, where standard deviation and mean are equal
     lengths = rng.lognormal(np.log(mean_words) - variance / 2, np.sqrt(variance), n_pairs)
@@ -37,13 +37,3 @@ def write_made_corpus(folder: Path, n_pairs: int, mean_words: float = 24.0, seed
             for sentence in np.split(numbers, ends[:-1]):
                 file.write(" ".join(words[sentence]) + ".\n")
     return paths[0], paths[1]
-
-
-def _words(rng: np.random.Generator) -> np.ndarray:
-    """N_WORDS spellings (str), frequent words the shorter ones."""
-    spelled: dict[str, None] = {}
-    while len(spelled) < N_WORDS:
-        n_syllables = 1 + len(spelled) * 3 // N_WORDS + int(rng.integers(0, 2))
-        syllables = rng.choice(ONSETS, n_syllables).tolist(), rng.choice(VOWELS, n_syllables).tolist()
-        spelled["".join(onset + vowel for onset, vowel in zip(*syllables, strict=True))] = None
-    return np.array(list(spelled))
