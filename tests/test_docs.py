@@ -177,7 +177,9 @@ def test_a_command_has_flags_that_there_are(command, parsing_alone, monkeypatch,
     elif what.endswith(".py"):
         assert (ROOT / what).is_file(), what
     elif what.startswith("benchmarks."):
-        source = (ROOT / f"{what.replace('.', '/')}.py").read_text(encoding="utf-8")
+        module = ROOT / what.replace(".", "/")
+        command = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
+        source = command.read_text(encoding="utf-8")
         assert {flag for flag in flags if flag.startswith("--") and flag[2:] not in source} == set()
     else:
         monkeypatch.chdir(ROOT)
