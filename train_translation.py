@@ -13,7 +13,7 @@ leaves its translations beside the references, so that the `sacrebleu` command g
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -29,6 +29,7 @@ from data.seeding import seed_micro_batch
 from data.text.batching import BatchPlanner, Update
 from data.text.corpus import CorpusSplits, TranslationCorpus, evenly_spaced, load_text_splits
 from data.text.parallel_text import ParallelText
+from data.text.small_corpus import settings_for
 from data.text.tokenization import BOS_ID, EOS_ID, PAD_ID, TextTokenizer
 from data.text.tokenized_text import TokenizedPairs
 from figures.lr_range_test import report_lr_range_test
@@ -40,7 +41,7 @@ from models.lstm import Seq2SeqLSTM
 from models.transformer import Transformer
 from training.bleu_tokenizer import BleuTokenizer, choose_bleu_tokenizer
 from training.checkpoints import load_weights, mean_weights
-from training.cli import PathFlag, refuse_options_of_other_models, run_script
+from training.cli import PathFlag, flags_given, refuse_options_of_other_models, run_script
 from training.errors import UsageError
 from training.gradients import clip_gradients
 from training.loop import Loop
@@ -116,6 +117,7 @@ class Config(RunConfig):
     max_tokens: TokenBudget = 4096  # rows x longer side of a micro-batch in one process, padding counted
     gradient_accumulation_steps: Parts = 1  # micro-batches of a process in an update
     # --- model
+    fit_to_corpus: bool = False  # vocabulary, size, dropout, epochs by data/text/small_corpus.py, where not given
     model: Literal["transformer", "lstm"] = "transformer"  # the other one's options are refused
     dropout: ShareBelowOne = 0.1  # on embeddings; on residual branches, or between LSTM layers and before the last
     tied_embeddings: Literal["none", "output", "three-way"] = "three-way"  # three-way: one joint vocabulary
@@ -241,6 +243,22 @@ RECIPES: dict[str, tuple[str, Config]] = {
             lr=2e-3,
         ),
     ),
+    "small-corpus": (
+        "20,000 to 200,000 pairs of any languages: vocabulary, size, dropout and epochs by the corpus",
+        Config(
+            **DE_EN,
+            recipe="small-corpus",
+            fit_to_corpus=True,
+            d_model=256,
+            n_heads=4,
+            n_encoder_layers=3,
+            n_decoder_layers=3,
+            d_ff=1024,
+            max_tokens=2048,
+            lr=2e-3,
+            consistency="simcut",
+        ),
+    ),
     "de-en-lstm": (
         "the same by a small LSTM over whole words: 2+2 layers, embeddings 64, hidden 128",
         Config(
@@ -341,6 +359,23 @@ def load_splits(config: Config) -> CorpusSplits:
         max_length_ratio=config.max_length_ratio,
         lowercase=config.lowercase,
     )
+
+
+def fit_to_corpus(config: Config, splits: CorpusSplits) -> tuple[Config, CorpusSplits]:
+    """The config of a new run with what the corpus asks for, but for the flags that were given; a note of it.
+
+    What a run was fitted to is kept as its settings, so that a resume does not fit it again.
+    """
+    if not config.fit_to_corpus:
+        return config, splits
+    settings = settings_for(splits.train)
+    given = flags_given(config, RECIPES)
+    fitted = {name: value for name, value in asdict(settings).items() if name not in given}
+    note = f"settings for {len(splits.train):,} pairs: {settings.flags()}"
+    kept = [f"--{name} {getattr(config, name)}" for name in asdict(settings) if name in given]
+    note += f"; given instead: {' '.join(kept)}" if kept else ""
+    splits = replace(splits, notes=(*splits.notes, note))
+    return replace(config, **fitted, fit_to_corpus=False), splits
 
 
 def tokenize(splits: CorpusSplits, config: Config) -> TranslationCorpus:
@@ -702,7 +737,7 @@ def main(config: Config) -> None:
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
 
     # --- data
-    splits = load_splits(config)
+    config, splits = fit_to_corpus(config, load_splits(config))
     bleu_tokenizer, note = choose_bleu_tokenizer(config.bleu_tokenizer, config.languages[1], splits.train.targets)
     config = replace(config, bleu_tokenizer=bleu_tokenizer)
     with accelerator.local_main_process_first():  # the others find the tokens in the cache

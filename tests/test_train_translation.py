@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 import train_translation
 from data.text.phrasebook import phrasebook_splits
+from data.text.small_corpus import CorpusSettings
 from data.text.tokenization import TextTokenizer
 from training.cli import run_script
 
@@ -477,6 +478,22 @@ def test_the_mean_of_the_last_validations_weights_is_tested_where_it_is_better(
     (line,) = [line for line in curve(tmp_path / "run") if "valid_mean/bleu" in line]
     assert summary(tmp_path / "run")["best/valid/nll"] == line["valid_mean/nll"]
     assert "mean of the weights of 2 validations" in capsys.readouterr().out
+
+
+def test_a_run_is_fitted_to_its_corpus_but_for_what_is_given_and_resumed_as_it_was(train, tmp_path, capsys):
+    """Its own flags give the sizes of a tiny model; the rest is the rule's."""
+    ends = ("--max_train_steps", "4", "--checkpointing_steps", "2", "--no_final_test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_translation, "settings_for", lambda train: CorpusSettings(300, 0.25, 7, 48, 3, 96))
+        assert train(tmp_path / "run", "--fit_to_corpus", *ends) == 0
+    said = capsys.readouterr().out
+    assert "--vocab_size 300 --dropout 0.25 --epochs 7" in said and "given instead: --vocab_size 400" in said
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert settings["epochs"] == 2 and settings["d_model"] == 32 and not settings["fit_to_corpus"]
+    half_way = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+    assert train(tmp_path / "resumed", *ends, "--resume", half_way) == 0
+    assert "settings for" not in capsys.readouterr().out
+    assert curve(tmp_path / "resumed") == [line for line in curve(tmp_path / "run") if line["step"] > 2]
 
 
 # --- learning

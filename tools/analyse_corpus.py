@@ -29,6 +29,7 @@ from data.text.corpus_statistics import (
     number_words,
     words_by_occurrences,
 )
+from data.text.small_corpus import LARGEST, SMALLEST, CorpusSettings, settings_for
 from figures.corpus import plot_length_losses, plot_lengths, plot_occurrences, plot_unknown, plot_zipf
 from figures.images import format_table
 from training.cli import PathFlag, parse_flags, run_tool
@@ -258,8 +259,25 @@ def recommendation(analysis: CorpusAnalysis, languages: Languages) -> list[str]:
     return lines
 
 
+def transformer_lines(splits: CorpusSplits, settings: CorpusSettings) -> list[str]:
+    """What train_translation.py's recipe small-corpus makes of the corpus."""
+    n_pairs = len(splits.train)
+    lines = [
+        f"For a Transformer: train_translation.py small-corpus, which takes for {n_pairs:,} training pairs",
+        f"  {settings.flags()}",
+    ]
+    if not SMALLEST <= n_pairs <= LARGEST:
+        lines.append(f"  Uncertain: the rule is made for {SMALLEST:,} to {LARGEST:,} pairs.")
+    return lines
+
+
 def report_text(
-    name: str, splits: CorpusSplits, sections: list[Table], analysis: CorpusAnalysis, languages: Languages
+    name: str,
+    splits: CorpusSplits,
+    sections: list[Table],
+    analysis: CorpusAnalysis,
+    settings: CorpusSettings,
+    languages: Languages,
 ) -> str:
     """The whole report as text."""
     counts = ", ".join(f"{key} {count:,}" for key, count in splits.counts.items())
@@ -269,12 +287,18 @@ def report_text(
         *(section.lines() for section in sections),
         example_lines(analysis),
         recommendation(analysis, languages),
+        transformer_lines(splits, settings),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def report_numbers(
-    config: Config, counts: dict[str, int], sections: list[Table], analysis: CorpusAnalysis, languages: Languages
+    config: Config,
+    counts: dict[str, int],
+    sections: list[Table],
+    analysis: CorpusAnalysis,
+    settings: CorpusSettings,
+    languages: Languages,
 ) -> dict:
     """What report.json holds: every number of the report, unrounded, and the examples."""
     return {
@@ -290,6 +314,7 @@ def report_numbers(
             "vocab_size": analysis.vocab_size,
             "max_added_unknown": MAX_ADDED_UNKNOWN,
             "max_lost_tokens": MAX_LOST_TOKENS,
+            "transformer": asdict(settings),
         },
     }
 
@@ -386,8 +411,9 @@ def report(config: Config) -> None:
     )
     analysis = analyse(splits, config.lowercase)
     sections = tables(analysis, languages)
-    text = report_text(name, splits, sections, analysis, languages)
-    numbers = report_numbers(config, splits.counts, sections, analysis, languages)
+    settings = settings_for((splits.lowercased() if config.lowercase else splits).train)
+    text = report_text(name, splits, sections, analysis, settings, languages)
+    numbers = report_numbers(config, splits.counts, sections, analysis, settings, languages)
 
     output_dir = Path(config.output_dir or f"runs/corpus/{name}")
     try:

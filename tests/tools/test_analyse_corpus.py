@@ -104,6 +104,20 @@ def test_the_recommended_settings_are_those_of_the_text_and_train_so(written, co
     assert (recommended["max_len"], trained.n_too_long) == (13, 1)  # 12 words and the end mark, but not 20
 
 
+def test_a_transformer_is_recommended_what_the_recipe_for_small_corpora_takes(written, corpus):
+    output_dir, finished = written
+    splits = load_text_splits("", "", ("de", "en"), train_files=corpus)
+    recipe = train_translation.RECIPES["small-corpus"][1]
+    fitted, noted = train_translation.fit_to_corpus(recipe, splits)
+    recommended = json.loads((output_dir / "report.json").read_text(encoding="utf-8"))["recommendation"][
+        "transformer"
+    ]
+    assert recommended == {name: getattr(fitted, name) for name in recommended}
+    flags = " ".join(f"--{name} {value}" for name, value in recommended.items())
+    assert f"  {flags}\n" in finished.stdout and flags in noted.notes[-1]
+    assert "Uncertain: the rule is made for 20,000 to 200,000 pairs" in finished.stdout
+
+
 def test_other_forms_of_a_corpus_and_given_heldout_files(tmp_path, capsys, monkeypatch, corpus):
     text = read_parallel_files(corpus)
     tsv, held = tmp_path / "c.tsv", tmp_path / "held.jsonl"

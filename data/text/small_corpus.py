@@ -1,0 +1,65 @@
+"""Settings of a Transformer for a small corpus, of some 20,000 to 200,000 sentence pairs, from what it holds.
+
+They are few pairs for a model of this kind: it knows them by heart before it can translate. So the smaller the
+corpus, the fewer and the more frequent its tokens, the more dropout, and the longer it trains. The rule:
+
+- **vocabulary**: as many merges as 1.3 times the square root of the characters of both sides, and an entry for each
+  character that is not rare. The number of words grows like that root (Heaps' law), so that a token is about as
+  frequent in a small corpus as in a large one; an alphabet of thousands finds room.
+- **epochs**: 3,500 divided by the square root of the pairs, 8 to 30: twice the pairs, 1.4 times the updates.
+- **dropout**: 0.3 below 100,000 pairs, 0.2 from there on.
+- **size**: width 256 below 100,000 pairs, 320 from there on; heads of 64, feed-forward blocks four times as wide.
+"""
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+from data.text.parallel_text import ParallelText
+
+SMALLEST, LARGEST = 20_000, 200_000  # pairs that the rule is made for
+MANY = 100_000  # pairs, from which there is a larger model with less dropout
+MERGES = 1.3  # times the root of the characters
+RARE = 1e-5  # share of the text; of the characters below it not each gets an entry
+SHOWINGS = 3500  # epochs times the root of the pairs
+HEAD = 64  # width of an attention head
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """What the rule says of a corpus, by the names of the flags of train_translation.py."""
+
+    vocab_size: int
+    dropout: float
+    epochs: int
+    d_model: int
+    n_heads: int
+    d_ff: int
+
+    def flags(self) -> str:
+        """As they are written on the command line."""
+        return " ".join(f"--{name} {value}" for name, value in asdict(self).items())
+
+
+def settings_for(train: ParallelText) -> CorpusSettings:
+    """The settings for the training pairs `train`."""
+    characters: Counter[str] = Counter()
+    for side in (train.sources, train.targets):
+        for sentence in side:
+            characters.update(sentence)
+    n_characters = characters.total()
+    alphabet = sum(count >= RARE * n_characters for count in characters.values())
+    n_pairs = len(train)
+    d_model = 256 if n_pairs < MANY else 320
+    return CorpusSettings(
+        vocab_size=_rounded(alphabet + MERGES * math.sqrt(n_characters), 100),
+        dropout=0.3 if n_pairs < MANY else 0.2,
+        epochs=min(max(round(SHOWINGS / math.sqrt(n_pairs)), 8), 30),
+        d_model=d_model,
+        n_heads=d_model // HEAD,
+        d_ff=4 * d_model,
+    )
+
+
+def _rounded(number: float, multiple: int) -> int:
+    return max(round(number / multiple), 1) * multiple
