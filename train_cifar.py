@@ -41,12 +41,14 @@ from figures.curves import plot_curves
 from figures.lr_range_test import report_lr_range_test
 from figures.model_summary import write_model_summary
 from models.batch_norm import has_norms
+from models.hard_examples import HardExamples, HardExamplesOutput
 from models.resnet import ResNet9
 from models.speednet import SpeedNet
-from models.test_time_augmentation import Views, logits_over_views
+from models.test_time_augmentation import Views, least_sure, logits_over_views
 from models.ultimus import Ultimus
 from training.checkpoints import load_weights
 from training.cli import PathFlag, refuse_options_of_other_models, run_script
+from training.ema import EMA
 from training.errors import UsageError
 from training.evaluation import row_of_each_example
 from training.gradients import clip_gradients
@@ -69,6 +71,7 @@ from training.ranges import (
     RateFactor,
     Seed,
     Share,
+    ShareAboveZero,
     ShareBelowOne,
     WeightDecay,
     Width,
@@ -100,6 +103,10 @@ class Config(RunConfig):
     # --- model
     model: Literal["resnet", "ultimus", "speednet"] = "resnet"  # which net
     speednet_widths: tuple[Width, Width, Width] = (64, 256, 256)  # channels of SpeedNet's blocks
+    whitened: bool = False  # of resnet: patches are whitened first, by a layer that is not trained
+    activation: Literal["relu", "gelu"] = "relu"  # of resnet
+    hard_share: ShareAboveZero = 1.0  # share of a batch that is trained on, the hardest for a small net; 1: all
+    proxy_widths: tuple[Width, Width, Width] = (32, 64, 64)  # channels of that small net's blocks, a SpeedNet
     # --- optimization
     epochs: Epochs = 24  # passes over the training images; on a resume, another number stretches the schedule
     max_train_steps: Count = 0  # updates in all, instead of epochs, and likewise; 0: by epochs
@@ -118,6 +125,7 @@ class Config(RunConfig):
     max_grad_norm: GradientNorm = 0.0  # gradients are clipped to this norm; 0: not at all
     ema_decay: ShareBelowOne = 0.0  # moving average of the weights, which is what is evaluated; 0: none
     ema_narrows: bool = False  # its window is never longer than the updates left: it ends at the last weights
+    lookahead: Count = 0  # updates after which the weights go back to the average, which holds ever more; 0: never
     seed: Seed = 0  # of the initial weights, the order of the images and their augmentation
     # --- evaluation
     evaluate_every: Count = 1  # epochs between evaluations of the validation split; 0: only at the end
@@ -130,8 +138,8 @@ class Config(RunConfig):
 MAY_CHANGE = flag_names(
     """
     epochs max_train_steps lr pct_start div_factor final_div_factor three_phase anneal momentum weight_decay
-    bias_lr_factor head_lr_factor max_grad_norm ema_decay ema_narrows evaluate_every patience views
-    eval_batch_size data_dir checkpointing_steps checkpoints_total_limit log_every compile deterministic
+    bias_lr_factor head_lr_factor max_grad_norm ema_decay ema_narrows lookahead evaluate_every patience
+    views eval_batch_size data_dir checkpointing_steps checkpoints_total_limit log_every compile deterministic
     """
 )
 
@@ -245,15 +253,19 @@ def build_augmenter(config: Config, images: Tensor, mean: Tensor, std: Tensor) -
 def build_model(config: Config, n_classes: int) -> nn.Module:
     """The net: normalised images (B, 3, S, S) -> logits (B, K)."""
     if config.model == "speednet":
-        return SpeedNet(n_classes, widths=config.speednet_widths)
-    if config.model == "ultimus":
-        return Ultimus(n_classes)
-    return ResNet9(n_classes)
+        net: nn.Module = SpeedNet(n_classes, widths=config.speednet_widths)
+    elif config.model == "ultimus":
+        net = Ultimus(n_classes)
+    else:
+        net = ResNet9(n_classes, whitened=config.whitened, activation=config.activation)
+    if config.hard_share == 1:
+        return net
+    return HardExamples(net, SpeedNet(n_classes, widths=config.proxy_widths), config.hard_share)
 
 
 def check_side(model: nn.Module, config: Config, side: int) -> None:
     """Raise UsageError for images (side in pixels) of which the net's poolings would leave too little."""
-    smallest = getattr(model, "SMALLEST_SIDE", 1)
+    smallest = max(getattr(net, "SMALLEST_SIDE", 1) for net in model.modules())
     if side < smallest:
         raise UsageError(
             f"--model {config.model} needs images of {smallest} pixels a side or more: these have {side}"
@@ -263,12 +275,12 @@ def check_side(model: nn.Module, config: Config, side: int) -> None:
 def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> Optimizer:
     """Every trained parameter in one group: filters and matrices, the last layer, and vectors (biases, norms)."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    head = model.get_parameter("classifier.weight")
-    filters = [p for p in trained if p.ndim > 1 and p is not head]
+    heads = [p for name, p in model.named_parameters() if name.endswith("classifier.weight")]
+    filters = [p for p in trained if p.ndim > 1 and all(p is not head for head in heads)]
     vectors = [p for p in trained if p.ndim <= 1]
     groups = [
         {"params": filters, "weight_decay": config.weight_decay},
-        {"params": [head], "weight_decay": config.weight_decay, "lr_factor": config.head_lr_factor},
+        {"params": heads, "weight_decay": config.weight_decay, "lr_factor": config.head_lr_factor},
         {"params": vectors, "weight_decay": 0.0, "lr_factor": config.bias_lr_factor},
     ]
     if config.optimizer == "muon":
@@ -303,6 +315,28 @@ def objective(logits: Tensor, labels: Tensor, config: Config) -> dict[str, Tenso
     return {"loss": loss, "accuracy": n_right}
 
 
+def objective_on_hardest(output: HardExamplesOutput, labels: Tensor, config: Config) -> dict[str, Tensor]:
+    """The objective where a small net picked the images that are trained on, of a batch with labels (B,).
+
+    Trained on is "loss", that of both nets. What is of the images that were picked counts as if of all.
+    """
+    terms = objective(output.logits.float(), labels[output.picked], config)
+    terms = {name: value * (len(labels) / len(output.picked)) for name, value in terms.items()}
+    proxy_labels = labels[: len(output.proxy_logits)]
+    proxy_loss = objective(output.proxy_logits.float(), proxy_labels, config)["loss"]
+    proxy_loss = proxy_loss * (len(labels) / len(proxy_labels))
+    return {**terms, "loss": terms["loss"] + proxy_loss, "proxy_loss": proxy_loss}
+
+
+def average_weights(ema: EMA, model: nn.Module, config: Config, step: int, total_steps: int) -> None:
+    """Move the average of the weights after `step` updates; with lookahead, take the bare `model` back to it."""
+    if not config.lookahead:
+        ema.update(model, total_steps - step if config.ema_narrows else None)
+    elif step % config.lookahead == 0:
+        # As in hlb-CIFAR10 and airbench: at first the average is where the weights are.
+        ema.look_ahead(model, config.ema_decay**config.lookahead * (step / total_steps) ** 3)
+
+
 def train_update(
     accelerator: Accelerator,
     model: nn.Module,
@@ -328,7 +362,10 @@ def train_update(
         images = augmenter.batch(micro_batches[part])
         targets = labels[micro_batches[part]]
         with accelerator.accumulate(model):
-            terms = objective(model(images).float(), targets, config)
+            if config.hard_share < 1:
+                terms = objective_on_hardest(model(images, targets), targets, config)
+            else:
+                terms = objective(model(images).float(), targets, config)
             # The mean over all images of the update: DDP averages over processes and backward() divides by
             # the accumulation steps, so the sum is scaled up by both.
             accelerator.backward(terms["loss"] * (n_parts / len(ids)))
@@ -357,14 +394,22 @@ def evaluate(
     """
     model.eval()
 
-    def log_probabilities_of(ids: Tensor) -> tuple[Tensor]:
-        with accelerator.autocast():
-            logits = logits_over_views(model, normalise(split.images[ids], mean, std), views)
-        return (logits.float().log_softmax(1),)
+    def log_probabilities_of(some: Tensor, views: Views) -> Tensor:
+        """Of the images `some` (n,): (n, K)."""
 
-    (log_probabilities,) = row_of_each_example(
-        accelerator, len(split), config.eval_batch_size, log_probabilities_of
-    )
+        def of_batch(ids: Tensor) -> tuple[Tensor]:
+            with accelerator.autocast():
+                logits = logits_over_views(model, normalise(split.images[some[ids]], mean, std), views)
+            return (logits.float().log_softmax(1),)
+
+        (log_probabilities,) = row_of_each_example(accelerator, len(some), config.eval_batch_size, of_batch)
+        return log_probabilities
+
+    every = torch.arange(len(split), device=split.labels.device)
+    log_probabilities = log_probabilities_of(every, "mirror" if views == "six-unsure" else views)
+    if views == "six-unsure":
+        unsure = least_sure(log_probabilities)
+        log_probabilities[unsure] = log_probabilities_of(unsure, "six")
     metrics = {
         "loss": float(F.nll_loss(log_probabilities, split.labels)),
         "accuracy": float((log_probabilities.argmax(1) == split.labels).float().mean()),
@@ -381,11 +426,15 @@ def report_test(run: Run, loop: Loop, model: nn.Module, splits: ImageSplits, mea
     if accelerator.is_main_process:
         panels = {"loss": ["train/loss", "valid/loss"], "accuracy": ["train/accuracy", "valid/accuracy"]}
         plot_curves(run.metrics_path, run.figures_dir, panels | {"lr": ["lr"], "throughput": [loop.rate_name]})
+    summary = loop.summary()
+    if splits.valid and config.views != "one":
+        with_views, _ = evaluate(accelerator, model, splits.valid, mean, std, config, config.views)
+        summary["valid/accuracy_views"] = with_views["accuracy"]
     if not config.final_test:
-        return run.finish_untested(loop.summary(), loop.train_seconds, model, step=loop.step)
+        return run.finish_untested(summary, loop.train_seconds, model, step=loop.step)
     metrics, probabilities = evaluate(accelerator, model, splits.test, mean, std, config)
     run.log(prefixed("test", metrics), loop.step, loop.epochs_done)
-    summary = {**loop.summary(), **prefixed("test", metrics)}
+    summary |= prefixed("test", metrics)
     run.print(f"test accuracy {metrics['accuracy']:.2%} on {len(splits.test):,} images, loss {metrics['loss']:.3f}")
     if config.views != "one":
         with_views, _ = evaluate(accelerator, model, splits.test, mean, std, config, config.views)
@@ -402,7 +451,10 @@ def report_test(run: Run, loop: Loop, model: nn.Module, splits: ImageSplits, mea
 def main(config: Config) -> None:
     old_rules = {"valid_fraction": 0.0}  # runs of before there was one held out nothing
     config = settings_of_run(config, RECIPES, MAY_CHANGE, "cifar", old_rules)
-    refuse_options_of_other_models(config, RECIPES, {"speednet": ("speednet_widths",)})
+    options = {"speednet": ("speednet_widths",), "resnet": ("whitened", "activation")}
+    refuse_options_of_other_models(config, RECIPES, options)
+    if config.lookahead and not config.ema_decay:
+        raise UsageError("--lookahead goes back to an average of the weights: add --ema_decay 0.95")
     if config.flip == "none" and config.views != "one":
         raise UsageError(f"--views {config.views} are mirrored, training images are not: add --views one")
     accelerator = begin_run(config)
@@ -485,8 +537,7 @@ def main(config: Config) -> None:
         lr = learning_rate(config, loop.step, total_steps)
         sums, gradient_norm = update(ids, loop.step, lr)
         if loop.count(sums, len(ids), gradient_norm, lr) and ema:
-            updates_left = total_steps - loop.step if config.ema_narrows else None
-            ema.update(accelerator.unwrap_model(model), updates_left)
+            average_weights(ema, accelerator.unwrap_model(model), config, loop.step, total_steps)
 
     report_test(run, loop, evaluated, splits, mean, std)
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Views = Literal["one", "mirror", "six"]
+Views = Literal["one", "mirror", "six", "six-unsure"]
 PixelViews = Literal["one", "mirror", "scales"]
 SCALES = (7 / 8, 1, 9 / 8)
+UNSURE_SHARE = 0.25  # of a split, that "six-unsure" looks at from six sides
 
 
 def logits_over_views(model: Callable[[Tensor], Tensor], images: Tensor, views: Views) -> Tensor:
@@ -17,7 +18,8 @@ def logits_over_views(model: Callable[[Tensor], Tensor], images: Tensor, views: 
 
     "one": the image as it is. "mirror": the mean with its mirror image. "six": the mean of that with the mean
     over two views, each mirrored too, that are shifted by one pixel up-left and down-right, with reflected
-    borders (cifar10-airbench, arXiv 2404.00498, section 3.5).
+    borders (cifar10-airbench, arXiv 2404.00498, section 3.5). "six-unsure" is about a whole split (`least_sure`);
+    of images by themselves it is "six".
     """
     if views == "one":
         return model(images)
@@ -26,6 +28,15 @@ def logits_over_views(model: Callable[[Tensor], Tensor], images: Tensor, views: 
     up_left, down_right = shifted_views(images)
     shifted = logits_over_views(model, up_left, "mirror") + logits_over_views(model, down_right, "mirror")
     return logits_over_views(model, images, "mirror") / 2 + shifted / 4
+
+
+def least_sure(log_probabilities: Tensor) -> Tensor:
+    """Of images with log_probabilities (N, K), the numbers of the quarter that is least sure: (n,), n >= 1.
+
+    Sure is who gives one class a high probability.
+    """
+    n_unsure = max(1, round(UNSURE_SHARE * len(log_probabilities)))
+    return log_probabilities.amax(1).topk(n_unsure, largest=False).indices
 
 
 def shifted_views(images: Tensor) -> tuple[Tensor, Tensor]:

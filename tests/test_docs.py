@@ -59,6 +59,7 @@ CONDITIONAL = {
     "test/bleu_without_near_duplicates",
     "train/divergence",
     "train/kl_level_2",
+    "train/proxy_loss",
     "train/tokens_per_second",
     "train/images_per_second",
 }

@@ -55,6 +55,7 @@ TINY = (
     "--tracker",
     "none",
 )
+HARDEST = ("--hard_share", "0.5", "--proxy_widths", "8", "8", "8")
 WITH_NORMS = ("--model", "speednet", "--batch_size", "16", "--label_smoothing", "0.2")
 
 
@@ -290,6 +291,7 @@ def test_all_that_is_wrong_with_the_folder_is_said_before_any_data_is_read(train
         ("--ema_decay", "0.9", "--crop_padding", "4", "--flip", "random", "--cutout", "8", "--contrast", "0.2"),
         (*WITH_NORMS, "--optimizer", "muon", "--lr", "0.2", "--gradient_accumulation_steps", "2"),
         (*WITH_NORMS, "--optimizer", "sgd", "--lr", "0.1"),
+        (*WITH_NORMS, *HARDEST, "--optimizer", "muon", "--lr", "0.2", "--ema_decay", "0.9", "--lookahead", "3"),
     ],
 )
 def test_killed_anywhere_and_resumed_equals_uninterrupted_bit_for_bit(train, tmp_path, monkeypatch, flags):
@@ -439,6 +441,8 @@ def test_two_processes_train_as_accumulation_and_either_goes_on_where_the_other_
         "0.5",
         "--ema_decay",
         "0.9",
+        "--lookahead",
+        "3",
         "--batch_size",
         "32",
         "--max_train_steps",
@@ -519,7 +523,7 @@ def evaluate_10000(accelerator: Accelerator) -> tuple:
     split = LabelledImages(images, torch.randint(0, 10, (10_000,)))
     mean, std = torch.full((3,), 127.5), torch.full((3,), 73.6)
     config = replace(RECIPES["demo"][1], eval_batch_size=512)
-    return evaluate(accelerator, model, split, mean, std, config)
+    return evaluate(accelerator, model, split, mean, std, config, "six-unsure")
 
 
 @pytest.mark.slow
@@ -532,10 +536,34 @@ def test_each_of_10000_images_counts_once_on_one_two_and_three_processes(tmp_pat
             torch.testing.assert_close(others, probabilities)
 
 
+@pytest.mark.slow
+def test_two_processes_pick_their_hardest_and_stay_alike(tmp_path):
+    """Each picks from its own part; to save, both compare their weights."""
+    flags = (*WITH_NORMS, *HARDEST, "--max_train_steps", "3", "--log_every", "1", "--no_final_test")
+    process = fork(tmp_path / "two", *flags, config="cpu_2proc")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    lines = [line for line in curve(tmp_path / "two") if "train/proxy_loss" in line]
+    assert len(lines) == 3 and all(0 < line["train/proxy_loss"] < line["train/loss"] for line in lines)
+
+
+def test_lookahead_makes_the_average_the_weights_and_needs_one(train, tmp_path, capsys):
+    flags = ("--evaluate_every", "0", "--lookahead", "4", "--no_final_test", "--views", "six-unsure")
+    assert train(tmp_path / "run", *flags, "--ema_decay", "0.9") == 0
+    (last,) = list_checkpoints(tmp_path / "run")[-1:]
+    weights, average = load_file(last / "model.safetensors"), load_file(last / "ema.safetensors")
+    assert all(torch.equal(tensor, average[name]) for name, tensor in weights.items())
+    values = summary(tmp_path / "run")
+    assert 0 < values["valid/accuracy_views"] <= 1 and "test/accuracy" not in values
+    assert train(tmp_path / "none", *flags) == 2
+    assert "add --ema_decay" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_an_optimizer_has_every_trained_parameter_once(recipe, optimizer):
-    config = replace(RECIPES[recipe][1], optimizer=optimizer)
+    hard_share = 0.5 if recipe == "speedrun" else 1.0
+    config = replace(RECIPES[recipe][1], optimizer=optimizer, hard_share=hard_share)
     model = build_model(config, 10)
     held = [id(p) for group in build_optimizer(model, config, "no").param_groups for p in group["params"]]
     assert len(held) == len(set(held))

@@ -33,15 +33,30 @@ class EMA(Generic[M]):
     @torch.no_grad()
     def update(self, model: nn.Module, updates_left: int | None = None) -> None:
         """Move towards the weights of `model`, the unwrapped one; `updates_left` are those after this."""
+        n = self.n_averaged
+        weight = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0  # a step of 1.0 copies exactly
+        if updates_left is not None:
+            weight = max(weight, 1 / (updates_left + 1))
+        self._move(model, weight)
+
+    @torch.no_grad()
+    def look_ahead(self, model: nn.Module, decay: float) -> None:
+        """Move towards the weights of `model`, which then go back to where the average stands.
+
+        Lookahead (Zhang et al. 2019, arXiv 1907.08610): the weights run ahead for some updates, and the average
+        says how much of that counts. Not for a model that is sharded.
+        """
+        self._move(model, 1 - decay)
+        averages = [*self.module.parameters(), *self.module.buffers()]
+        torch._foreach_copy_([*model.parameters(), *model.buffers()], averages)
+
+    def _move(self, model: nn.Module, weight: float) -> None:
+        """By the share `weight` of the way to the weights of `model`."""
         current = list(model.parameters())
         if self._shards is None and any(isinstance(p, DTensor) for p in current):
             self._shards = [_shard_like(own, p) for own, p in zip(self.module.parameters(), current, strict=True)]
         averages = self._shards or list(self.module.parameters())
         self._is_whole = self._shards is None
-        n = self.n_averaged
-        weight = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0  # a step of 1.0 copies exactly
-        if updates_left is not None:
-            weight = max(weight, 1 / (updates_left + 1))
         torch._foreach_lerp_([_local(a) for a in averages], [_local(p).float() for p in current], weight)
         buffers = list(zip(self.module.buffers(), model.buffers(), strict=True))
         statistics = [pair for pair in buffers if pair[0].is_floating_point()]  # running ones of norms

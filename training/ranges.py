@@ -90,6 +90,7 @@ BeamSize = Annotated[int, *_flag(int, at_least=1, at_most=1000)]
 # Numbers with a fraction
 Share = Annotated[float, *_flag(float, at_least=0, at_most=1)]
 ShareBelowOne = Annotated[float, *_flag(float, at_least=0, below=1)]  # dropout, momentum, decay of an average
+ShareAboveZero = Annotated[float, *_flag(float, above=0, at_most=1)]
 HalfShare = Annotated[float, *_flag(float, at_least=0, at_most=0.5)]
 Degrees = Annotated[float, *_flag(float, at_least=0, at_most=180)]
 LearningRate = Annotated[float, *_flag(float, above=0, at_most=100)]

@@ -45,3 +45,23 @@ def test_the_forward_pass_is_the_drawn_one():
     x = x + block(block(x, "layer3.1.branch.0"), "layer3.1.branch.1")
     expected = F.max_pool2d(x, 4).flatten(1) @ w["classifier.weight"].T / 8
     torch.testing.assert_close(model(images), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_whitened_net_begins_with_fixed_filters_of_its_images():
+    torch.manual_seed(0)
+    plain, model = ResNet9(), ResNet9(whitened=True, activation="gelu")
+    images = torch.randn(50, 3, 32, 32)
+    images = images + images.mean(1, keepdim=True)  # channels that go together
+    model.init_whitening(images)
+    responses = model.whiten(images)[:, :27, 2:-2, 2:-2].transpose(0, 1).flatten(1)
+    moments = responses @ responses.T / responses.shape[1]
+    torch.testing.assert_close(moments, torch.eye(27), atol=0.05, rtol=0)
+    assert not model.whiten.weight.requires_grad and model.prep[0].kernel_size == (1, 1)
+    logits = model(images)
+    logits.sum().backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert logits.shape == (50, 10) and all(p.grad.abs().sum() > 0 for p in trained)
+    assert sum(isinstance(m, torch.nn.GELU) for m in model.modules()) == 8
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    plain.init_whitening(images)  # has none
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())

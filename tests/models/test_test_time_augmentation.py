@@ -1,6 +1,6 @@
 import torch
 
-from models.test_time_augmentation import logits_over_views, pixel_logits_over_views
+from models.test_time_augmentation import least_sure, logits_over_views, pixel_logits_over_views
 
 
 def test_each_scheme_is_the_weighted_mean_of_its_views():
@@ -25,7 +25,15 @@ def test_each_scheme_is_the_weighted_mean_of_its_views():
     torch.testing.assert_close(logits_over_views(model, images, "one"), one)
     torch.testing.assert_close(logits_over_views(model, images, "mirror"), mirror)
     torch.testing.assert_close(logits_over_views(model, images, "six"), six)
+    assert torch.equal(logits_over_views(model, images, "six-unsure"), logits_over_views(model, images, "six"))
     assert not torch.allclose(mirror, six)
+
+
+def test_the_quarter_that_is_least_sure():
+    sure = torch.tensor([0.9, 0.5, 0.6, 0.99, 0.7, 0.8, 0.95, 0.85])
+    log_probabilities = torch.stack([1 - sure, sure], 1).log()
+    assert set(least_sure(log_probabilities).tolist()) == {1, 2}
+    assert least_sure(log_probabilities[:2]).tolist() == [1]
 
 
 def test_the_views_of_pixels_are_brought_back_to_their_places():

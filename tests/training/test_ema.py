@@ -64,3 +64,23 @@ def test_running_statistics_are_averaged_and_counts_copied():
         expected = norm.running_mean.clone() if n == 0 else d * expected + (1 - d) * norm.running_mean
         torch.testing.assert_close(ema.module.running_mean, expected)
     assert int(ema.module.num_batches_tracked) == 6
+
+
+def test_looking_ahead_takes_weights_and_statistics_back_to_the_average():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    ema = EMA(model, 0.9)
+    before = model[0].weight.detach().clone()
+    for step in range(3):
+        with torch.no_grad():
+            model[0].weight.add_(1.0)
+        model(torch.randn(4, 3))
+        ahead, mean = model[0].weight.detach().clone(), model[1].running_mean.clone()
+        average_mean = ema.module[1].running_mean.clone()
+        ema.look_ahead(model, 0.75)
+        torch.testing.assert_close(model[0].weight.detach(), before + 0.25 * (ahead - before))
+        torch.testing.assert_close(model[1].running_mean, average_mean + 0.25 * (mean - average_mean))
+        assert int(model[1].num_batches_tracked) == step + 1
+        for own, theirs in zip(ema.module.state_dict().values(), model.state_dict().values(), strict=True):
+            assert torch.equal(own, theirs)
+        before = model[0].weight.detach().clone()
