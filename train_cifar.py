@@ -110,14 +110,16 @@ class Config(RunConfig):
     # --- optimization
     epochs: Epochs = 24  # passes over the training images; on a resume, another number stretches the schedule
     max_train_steps: Count = 0  # updates in all, instead of epochs, and likewise; 0: by epochs
-    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"  # sgd: Nesterov's; muon: for filters, sgd for the rest
+    optimizer: Literal["sgd", "adam", "adamw", "muon"] = (
+        "sgd"  # sgd: Nesterov's; muon: for filters, sgd for the rest
+    )
     lr: LearningRate = 0.4  # peak of the one-cycle schedule
     pct_start: Share = 0.2  # share of the updates that the rate rises for
     div_factor: RateDivisor = 25.0  # the rate begins at its peak divided by this
     final_div_factor: RateDivisor = 1e4  # it ends at where it began divided by this; both 1: a constant rate
     three_phase: bool = False  # from the peak it first falls, as long as it rose, to where it began
     anneal: Literal["cos", "linear"] = "cos"  # form of the rise and the fall
-    momentum: ShareBelowOne = 0.9  # of sgd, also beside muon; adamw's first decay
+    momentum: ShareBelowOne = 0.9  # of sgd, also beside muon; the first decay of adam and adamw
     weight_decay: WeightDecay = 5e-4  # on weights; none on biases, norms, and what muon scales to a fixed norm
     bias_lr_factor: RateFactor = 1.0  # the rate of biases and norms, as a multiple
     head_lr_factor: RateFactor = 1.0  # the rate of the last layer, as a multiple
@@ -197,6 +199,34 @@ RECIPES: dict[str, tuple[str, Config]] = {
             ema_decay=0.998,
             evaluate_every=3,
             log_every=100,
+        ),
+    ),
+    "resnet-course": (
+        "the ResNet as a course had it: Adam and one-cycle to the rate of a range test",
+        Config(
+            recipe="resnet-course",
+            optimizer="adam",
+            lr=5.54e-2,
+            pct_start=5 / 24,
+            div_factor=100,
+            final_div_factor=100,
+            anneal="linear",
+            weight_decay=1e-4,
+            batch_size=512,
+            cutout=8,
+        ),
+    ),
+    "ultimus-course": (
+        "Ultimus as a course had it: Adam and one-cycle to 0.02",
+        Config(
+            recipe="ultimus-course",
+            model="ultimus",
+            optimizer="adam",
+            lr=0.02,
+            pct_start=0.3,
+            weight_decay=0.0,
+            crop_padding=0,
+            batch_size=128,
         ),
     ),
     "speedrun": (
@@ -286,6 +316,8 @@ def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> O
     if config.optimizer == "muon":
         groups[0] |= {"orthogonal": True, "momentum": 0.6, "keeps_norm": not has_norms(model)}
         return Muon(groups, config.lr, config.momentum, dtype=product_dtype(mixed_precision))
+    if config.optimizer == "adam":  # as of 2014: its own decays, and weight decay within the gradient
+        return torch.optim.Adam(groups, config.lr, betas=(config.momentum, 0.999), fused=fused(mixed_precision))
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, config.lr, betas=(config.momentum, 0.99), fused=fused(mixed_precision))
     return torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=True, fused=fused(mixed_precision))

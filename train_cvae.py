@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -160,6 +160,18 @@ MAY_CHANGE = flag_names(
     """
 )
 
+# A VAE as a course had it: the label's one-hot goes through an embedding, which is appended in encoder and decoder.
+PLAIN_VAE: dict[str, Any] = {
+    "conditioning": "concat",
+    "encoder_sees_label": True,
+    "lr": 1e-3,
+    "div_factor": 1.0,
+    "final_div_factor": 1.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 0.0,
+    "ema_decay": 0.0,
+}
+
 RECIPES: dict[str, tuple[str, Config]] = {
     "demo": (
         "digits drawn by code; no download, under two minutes on two CPU cores",
@@ -189,6 +201,28 @@ RECIPES: dict[str, tuple[str, Config]] = {
             classifier_weight=3,
             epochs=10,
             lr=3e-3,
+            log_every=100,
+        ),
+    ),
+    "mnist-course": (
+        "MNIST by a plain VAE: the label's embedding is appended, and nothing else",
+        Config(
+            recipe="mnist-course",
+            **PLAIN_VAE,
+            epochs=10,
+            log_every=100,
+        ),
+    ),
+    "cifar10-course": (
+        "CIFAR-10 likewise, by a Gaussian",
+        Config(
+            recipe="cifar10-course",
+            **PLAIN_VAE,
+            dataset="uoft-cs/cifar10",
+            image_size=32,
+            channels=3,
+            likelihood="gaussian",
+            epochs=10,
             log_every=100,
         ),
     ),

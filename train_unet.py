@@ -173,6 +173,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "strconv-ups-dice": {"downsampling": "strided", "upsampling": "bilinear", "loss": "dice"},
 }
 
+# The loop that a course compared them in: pictures as they are, Adam at one rate, the last weights.
+PLAIN_LOOP: dict[str, Any] = {
+    "flip": False,
+    "scale": 0.0,
+    "aspect": 0.0,
+    "shift": 0.0,
+    "rotation": 0.0,
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "saturation": 0.0,
+    "background_mix": 0.0,
+    "cutmix": 0.0,
+    "half_size_share": 0.0,
+    "optimizer": "adamw",
+    "weight_decay": 0.0,
+    "lr": 1e-3,
+    "div_factor": 1.0,
+    "final_div_factor": 1.0,
+    "bias_lr_factor": 1.0,
+    "ema_decay": 0.0,
+    "views": "one",
+    "epochs": 30,
+}
+
 RECIPES: dict[str, tuple[str, Config]] = {
     "demo": (
         "textured shapes drawn by code; no download, a minute on two CPU cores",
@@ -214,6 +238,13 @@ RECIPES: dict[str, tuple[str, Config]] = {
         "strided convolutions, bilinear upsampling, Dice",
         Config(recipe="strconv-ups-dice", **VARIANTS["strconv-ups-dice"]),
     ),
+    **{
+        f"{name}-course": (
+            f"{name} in a plain loop, as a course had it",
+            Config(recipe=f"{name}-course", **variant, **PLAIN_LOOP),
+        )
+        for name, variant in VARIANTS.items()
+    },
 }
 
 
