@@ -55,7 +55,7 @@ from training.cli import PathFlag, run_script
 from training.errors import UsageError
 from training.evaluation import row_of_each_example
 from training.finished_run import open_run
-from training.gradients import clip_gradients
+from training.gradients import clip_gradients, skips_update
 from training.judge import Judge, label_hits, train_judge
 from training.latent_probe import active_units, probe_accuracy
 from training.loop import Loop
@@ -113,11 +113,15 @@ class Config(RunConfig):
     latent_dim: Width = 32  # units of the global latent
     spatial_latents: tuple[tuple[PatchSide, Width], ...] = ()  # further: (side of the map, channels), coarse first
     width: Width = 32  # channels of the finest maps; twice and four times as many at half and a quarter of the side
+    fine_width: Count = 0  # channels of the finest maps alone; 0: width
     n_blocks: Layers = 1  # residual blocks at each side
     patch_size: PatchSide = 1  # pixels along the side of a patch, folded into channels
     label_dim: Width = 32  # size of the label's embedding
     conditioning: Literal["film", "concat"] = "film"  # the label scales and shifts the norms, or is appended
     encoder_sees_label: bool = False  # the global latent is inferred under the label too
+    sigma: Literal["exp", "softplus"] = (
+        "exp"  # what makes latents' standard deviations: softplus has small gradients
+    )
     narrow_posteriors: bool = False  # spatial latents tell of the image from the start; goes with --kl_warmup
     label_dropout: Share = 0.0  # share of the labels that are withheld in training
     # --- objective
@@ -132,7 +136,8 @@ class Config(RunConfig):
     # --- optimization
     epochs: Epochs = 40  # passes over the training images; on a resume, another number stretches the schedule
     max_train_steps: Count = 0  # updates in all, instead of epochs, and likewise; 0: by epochs
-    lr: LearningRate = 2e-3  # peak of the one-cycle schedule, for AdamW
+    optimizer: Literal["adamw", "adamax"] = "adamw"  # adamax: Adam by the largest gradients, not their mean square
+    lr: LearningRate = 2e-3  # peak of the one-cycle schedule
     pct_start: Share = 0.1  # share of the updates that the rate rises for
     div_factor: RateDivisor = 25.0  # the rate begins at its peak divided by this
     final_div_factor: RateDivisor = 1e4  # it ends at where it began divided by this; both 1: a constant rate
@@ -140,6 +145,7 @@ class Config(RunConfig):
     anneal: Literal["cos", "linear"] = "cos"  # form of the rise and the fall
     weight_decay: WeightDecay = 0.01  # on filters and matrices; none on biases and norms
     max_grad_norm: GradientNorm = 1.0  # gradients are clipped to this norm; 0: not at all
+    skip_gradient_norm: GradientNorm = 0.0  # updates with a gradient beyond this norm are left out; 0: none
     ema_decay: ShareBelowOne = 0.999  # moving average of the weights, which is what is evaluated; 0: none
     seed: Seed = 0  # of the initial weights, the order of the images and all noise
     # --- evaluation
@@ -155,8 +161,8 @@ class Config(RunConfig):
 MAY_CHANGE = flag_names(
     """
     epochs max_train_steps lr pct_start div_factor final_div_factor three_phase anneal weight_decay max_grad_norm
-    ema_decay evaluate_every patience eval_batch_size iw_samples judge judge_epochs picture_temperature
-    data_dir checkpointing_steps checkpoints_total_limit log_every compile deterministic
+    skip_gradient_norm ema_decay evaluate_every patience eval_batch_size iw_samples judge judge_epochs
+    picture_temperature data_dir checkpointing_steps checkpoints_total_limit log_every compile deterministic
     """
 )
 
@@ -296,12 +302,14 @@ def build_model(config: Config, n_classes: int) -> GenerativeModel:
             latent_dim=config.latent_dim,
             spatial_latents=config.spatial_latents,
             width=config.width,
+            fine_width=config.fine_width,
             n_blocks=config.n_blocks,
             patch_size=config.patch_size,
             label_dim=config.label_dim,
             conditioning=config.conditioning,
             encoder_sees_label=config.encoder_sees_label,
             narrow_posteriors=config.narrow_posteriors,
+            sigma=config.sigma,
         )
         return GenerativeModel(
             cvae,
@@ -322,6 +330,8 @@ def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> O
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if config.optimizer == "adamax":
+        return torch.optim.Adamax(groups, config.lr)
     return torch.optim.AdamW(groups, config.lr, betas=(0.9, 0.99), fused=fused(mixed_precision))
 
 
@@ -408,6 +418,7 @@ def train_update(
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
     micro_batches = list(zip(*(whole.tensor_split(n_parts) for whole in batch), strict=True))
     sums: dict[str, Tensor] = {}
+    skipped = False
     for part in range(accelerator.process_index, n_parts, accelerator.num_processes):
         seed_micro_batch(config.seed, step, part)
         with accelerator.accumulate(model):
@@ -419,9 +430,13 @@ def train_update(
             accelerator.backward((terms["loss"] + terms["label_loss"]) * scale)
             if accelerator.sync_gradients:
                 gradient_norm = clip_gradients(accelerator, model, config.max_grad_norm)
-            optimizer.step()
+                skipped = skips_update(accelerator, gradient_norm, config.skip_gradient_norm)
+            if not skipped:
+                optimizer.step()
             optimizer.zero_grad()
         add_to(sums, terms)
+    if config.skip_gradient_norm:  # logged as a share of the updates
+        sums["skipped"] = torch.tensor(skipped * len(ids) / accelerator.num_processes, device=ids.device)
     return sums, gradient_norm
 
 

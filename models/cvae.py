@@ -24,6 +24,10 @@ COARSEST_SIDE = 7  # maps are halved down to this side or less
 LOG_VARIANCE_BOUND = 10.0
 SHRINKING = 0.1  # of the weights that end a branch, at the start
 NARROW_LOG_VARIANCE = -3.0  # of posteriors that begin narrow, relative to the prior
+SOFTPLUS_BETA = math.log(2)  # of standard deviations by softplus: one at zero
+LEAST_RAW = -100.0  # below, softplus would underflow; the variance is bounded long before
+
+Sigma = Literal["exp", "softplus"]
 
 
 class Posterior(NamedTuple):
@@ -52,7 +56,11 @@ class CVAE(nn.Module):
     all maps have half the side. The maps are halved down to a side of 7 or less, for S = 28 and 32 to
     28, 14, 7 and 32, 16, 8, 4; they have `width`, 2 `width` and then 4 `width` channels. `spatial_latents` are
     pairs (side of the map, channels of the latent), coarse to fine; a side may come several times. Each latent is
-    followed by `n_blocks` residual blocks, and so is a side without one.
+    followed by `n_blocks` residual blocks, and so is a side without one. `fine_width` other than 0 is the number of
+    channels at the finest side instead, where most of the work is.
+
+    `sigma` says how the standard deviations of all latents come from what a layer gives: by an exponential, or by a
+    softplus, whose gradient is never more than one (Hazami et al. 2022, Efficient-VDVAE, arXiv 2203.13751).
 
     The one-hot label goes through an embedding. "concat" appends it to the encoder's image, as constant maps, and
     to the vectors around the latent. "film" makes it the scale and the shift of every norm (Perez et al. 2017,
@@ -84,6 +92,8 @@ class CVAE(nn.Module):
         conditioning: Literal["concat", "film"] = "film",
         encoder_sees_label: bool = True,
         narrow_posteriors: bool = False,
+        fine_width: int = 0,
+        sigma: Sigma = "exp",
     ):
         super().__init__()
         counts = {
@@ -100,11 +110,15 @@ class CVAE(nn.Module):
                 raise ValueError(f"{name} {value}: give at least 1")
         if width < 1 or width % GROUP_CHANNELS:
             raise ValueError(f"width {width}: give a multiple of {GROUP_CHANNELS}, the channels of a norm's group")
+        if fine_width < 0 or fine_width % GROUP_CHANNELS:
+            raise ValueError(f"fine_width {fine_width}: give a multiple of {GROUP_CHANNELS}, or 0 for width")
         smallest = max(8, 4 * patch_size)
         if image_size < smallest:
             raise ValueError(f"image_size {image_size}: with patch_size {patch_size} give at least {smallest}")
         if conditioning not in ("concat", "film"):
             raise ValueError(f"unknown conditioning {conditioning}: choose one of concat, film")
+        if sigma not in ("exp", "softplus"):
+            raise ValueError(f"unknown sigma {sigma}: choose one of exp, softplus")
         sides = map_sides(image_size, patch_size)
         for side, latent_channels in spatial_latents:
             if side not in sides or latent_channels < 1:
@@ -122,6 +136,7 @@ class CVAE(nn.Module):
         nn.init.normal_(self.embedding.weight)
         film_dim, concat_dim = (label_dim, 0) if conditioning == "film" else (0, label_dim)
         widths = [width * min(2**i, 4) for i in range(len(sides))]
+        widths[0] = fine_width or width
         seen = int(encoder_sees_label)
         self.encoder = Encoder(
             channels,
@@ -133,6 +148,7 @@ class CVAE(nn.Module):
             spatial_latents,
             film_dim * seen,
             concat_dim * seen,
+            sigma,
         )
         self.decoder = Decoder(
             latent_dim,
@@ -145,6 +161,7 @@ class CVAE(nn.Module):
             spatial_latents,
             film_dim,
             concat_dim,
+            sigma,
         )
         if narrow_posteriors:
             for latent in self.decoder.spatial_latents():
@@ -258,9 +275,10 @@ class Encoder(nn.Module):
         spatial_latents: tuple[tuple[int, int], ...],
         film_dim: int,
         concat_dim: int,
+        sigma: Sigma,
     ):
         super().__init__()
-        self.patch_size, self.concat_dim = patch_size, concat_dim
+        self.patch_size, self.concat_dim, self.sigma = patch_size, concat_dim, sigma
         self.latent_sides = [side for side, _ in spatial_latents]
         self.stem = nn.Conv2d(channels * patch_size**2 + concat_dim, widths[0], 3, padding=1)
         self.downsamplings = nn.ModuleList(nn.Conv2d(*pair, 3, stride=2, padding=1) for pair in pairwise(widths))
@@ -288,7 +306,9 @@ class Encoder(nn.Module):
         if self.concat_dim:
             x = torch.cat([x, embedding], 1)
         mean, log_variance = self.head(x).float().chunk(2, 1)
-        return Posterior(mean, _bounded(log_variance), tuple(maps[side] for side in self.latent_sides))
+        return Posterior(
+            mean, _log_variance(log_variance, self.sigma), tuple(maps[side] for side in self.latent_sides)
+        )
 
 
 class Decoder(nn.Module):
@@ -306,6 +326,7 @@ class Decoder(nn.Module):
         spatial_latents: tuple[tuple[int, int], ...],
         film_dim: int,
         concat_dim: int,
+        sigma: Sigma,
     ):
         super().__init__()
         self.image_size, self.concat_dim = image_size, concat_dim
@@ -319,7 +340,7 @@ class Decoder(nn.Module):
                 layers.append(Upsampling(width, out_width, side))
             width = out_width
             latents: list[SpatialLatent | None] = [
-                SpatialLatent(width, c, film_dim) for at_side, c in spatial_latents if at_side == side
+                SpatialLatent(width, c, film_dim, sigma) for at_side, c in spatial_latents if at_side == side
             ]
             for latent in latents or [None]:
                 layers += [latent] if latent else []
@@ -370,8 +391,9 @@ class SpatialLatent(nn.Module):
     Kautz 2020, arXiv 2007.03898, section 3.2): the KL does not blow up when the prior moves or narrows.
     """
 
-    def __init__(self, width: int, channels: int, film_dim: int):
+    def __init__(self, width: int, channels: int, film_dim: int, sigma: Sigma):
         super().__init__()
+        self.sigma = sigma
         self.state_norm = LabelNorm(width, film_dim)
         self.map_norm = LabelNorm(width, 0)
         self.prior = _shrunk(nn.Conv2d(width, 2 * channels, 3, padding=1))
@@ -385,7 +407,10 @@ class SpatialLatent(nn.Module):
         """Begin with a posterior that is narrow, and whose mean follows the image as much as a fresh layer does."""
         weight, bias = self.posterior[-1].parameters()
         weight.div_(SHRINKING)
-        bias[len(bias) // 2 :] = NARROW_LOG_VARIANCE
+        narrow = NARROW_LOG_VARIANCE
+        if self.sigma == "softplus":
+            narrow = math.log(math.expm1(SOFTPLUS_BETA * math.exp(NARROW_LOG_VARIANCE / 2))) / SOFTPLUS_BETA
+        bias[len(bias) // 2 :] = narrow
 
     def forward(
         self, state: Tensor, embedding: Tensor, noise: Tensor, encoder_map: Tensor | None
@@ -401,11 +426,11 @@ class SpatialLatent(nn.Module):
         if encoder_map is not None:
             h = torch.cat([h, F.silu(self.map_norm(encoder_map, embedding))], 1)
             mean, log_variance = self.posterior(h).float().chunk(2, 1)
-            log_variance = _bounded(log_variance)
+            log_variance = _log_variance(log_variance, self.sigma)
             relative = mean + torch.exp(log_variance / 2) * noise
             kl = kl_to_standard_normal(mean, log_variance).flatten(1).sum(1)
             log_ratio = _log_ratio(relative, log_variance, noise)
-        latent = prior_mean + torch.exp(_bounded(prior_log_variance) / 2) * relative
+        latent = prior_mean + torch.exp(_log_variance(prior_log_variance, self.sigma) / 2) * relative
         return state + self.projection(latent), kl, log_ratio
 
 
@@ -467,8 +492,14 @@ def _shrunk(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     return layer
 
 
-def _bounded(log_variance: Tensor) -> Tensor:
-    """Smoothly within +-`LOG_VARIANCE_BOUND`, so that no exponential of it leaves the range of fp16 by far."""
+def _log_variance(raw: Tensor, sigma: Sigma) -> Tensor:
+    """From what a layer gives, zero for one: smoothly within +-`LOG_VARIANCE_BOUND`.
+
+    So no exponential of it leaves the range of fp16 by far.
+    """
+    log_variance = raw
+    if sigma == "softplus":
+        log_variance = 2 * torch.log(F.softplus(raw.clamp(min=LEAST_RAW), beta=SOFTPLUS_BETA))
     return LOG_VARIANCE_BOUND * torch.tanh(log_variance / LOG_VARIANCE_BOUND)
 
 

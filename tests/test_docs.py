@@ -60,6 +60,7 @@ CONDITIONAL = {
     "train/divergence",
     "train/kl_level_2",
     "train/proxy_loss",
+    "train/skipped",
     "train/tokens_per_second",
     "train/images_per_second",
 }

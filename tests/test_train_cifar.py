@@ -289,9 +289,11 @@ def test_all_that_is_wrong_with_the_folder_is_said_before_any_data_is_read(train
     "flags",
     [
         ("--ema_decay", "0.9", "--crop_padding", "4", "--flip", "random", "--cutout", "8", "--contrast", "0.2"),
-        (*WITH_NORMS, "--optimizer", "muon", "--lr", "0.2", "--gradient_accumulation_steps", "2"),
+        (
+            *(*WITH_NORMS, *HARDEST, "--optimizer", "muon", "--lr", "0.2", "--gradient_accumulation_steps", "2"),
+            *("--ema_decay", "0.9", "--lookahead", "3"),
+        ),
         (*WITH_NORMS, "--optimizer", "sgd", "--lr", "0.1"),
-        (*WITH_NORMS, *HARDEST, "--optimizer", "muon", "--lr", "0.2", "--ema_decay", "0.9", "--lookahead", "3"),
     ],
 )
 def test_killed_anywhere_and_resumed_equals_uninterrupted_bit_for_bit(train, tmp_path, monkeypatch, flags):

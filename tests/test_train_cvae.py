@@ -50,6 +50,13 @@ TINY = (
 )
 
 
+# Of Efficient-VDVAE.
+LEVERS = (
+    *("--optimizer", "adamax", "--sigma", "softplus", "--fine_width", "16", "--width", "32"),
+    *("--spatial_latents", "4", "2", "8", "1", "--narrow_posteriors"),
+)
+
+
 GENUINE_FIND_JUDGE = train_cvae.find_judge
 
 
@@ -295,6 +302,32 @@ def test_each_update_is_drawn_by_its_number_whatever_was_drawn_before():
 # --- the choices
 
 
+def test_updates_with_a_gradient_beyond_the_limit_are_left_out_and_counted(train, tmp_path, monkeypatch):
+    flags = ("--log_every", "1", "--no_final_test", "--evaluate_every", "0")
+    assert train(tmp_path / "all", *flags) == 0
+    norms = [line["train/gradient_norm"] for line in curve(tmp_path / "all") if "train/gradient_norm" in line]
+    assert "train/skipped" not in set().union(*curve(tmp_path / "all"))
+    limit = sorted(norms)[2]  # of the first update at least, whose gradient is the same
+    weights = []
+
+    def noted(accelerator, model, *rest):
+        result = genuine(accelerator, model, *rest)
+        weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        return result
+
+    genuine = train_cvae.train_update
+    monkeypatch.setattr(train_cvae, "train_update", noted)
+    assert train(tmp_path / "some", *flags, "--skip_gradient_norm", limit) == 0
+    lines = [line for line in curve(tmp_path / "some") if "train/skipped" in line]
+    assert [line["train/skipped"] for line in lines] == [
+        float(line["train/gradient_norm"] > limit) for line in lines
+    ]
+    skipped = [bool(line["train/skipped"]) for line in lines]
+    assert 0 < sum(skipped) < len(skipped) == 6
+    for before, after, left_out in zip(weights, weights[1:], skipped[1:], strict=False):
+        assert all(torch.equal(before[name], after[name]) for name in before) == left_out
+
+
 def test_the_weight_of_the_kl_rises_to_its_own_and_stays(train):
     config = Config(recipe="test", kl_weight=2.0, kl_warmup=0.5)
     assert [kl_weight(config, step, 8) for step in range(8)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0]
@@ -347,7 +380,7 @@ def test_a_resume_on_other_images_of_as_many_classes_and_as_large_is_refused(tra
     "flags",
     [
         ("--spatial_latents", "4", "2", "--label_dropout", "0.3", "--probe_weight", "0.5", "--kl_warmup", "0.5"),
-        ("--classifier_weight", "2", "--classifier_noise", "0.3"),
+        (*LEVERS, "--skip_gradient_norm", "1.05", "--classifier_weight", "2", "--classifier_noise", "0.3"),
         ("--likelihood", "gaussian", "--flip", "--ema_decay", "0", "--gradient_accumulation_steps", "2"),
     ],
 )
@@ -400,6 +433,7 @@ def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path, monke
         "--flip",
         "--classifier_noise",
         "0.2",
+        *("--optimizer", "adamax", "--sigma", "softplus", "--skip_gradient_norm", "2"),
         "--lr",
         "1e-3",
         "--max_train_steps",

@@ -9,6 +9,19 @@ from torch import Tensor, nn
 from training.setup import is_sharded
 
 
+def skips_update(accelerator: Accelerator, gradient_norm: Tensor, limit: float) -> bool:
+    """Whether an update whose gradient has this norm () is to be left out: it is finite, and beyond `limit`.
+
+    A limit of 0 leaves none out; any other waits for the device. The scaler of fp16 is told that the update is
+    over, as the optimizer's step would tell it. The norm is that over all processes, so that all do the same.
+    """
+    if limit == 0 or not limit < float(gradient_norm) < math.inf:
+        return False
+    if accelerator.scaler is not None:
+        accelerator.scaler.update()
+    return True
+
+
 def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> Tensor:
     """Scale the gradients of `model` down to the norm `max_norm` over all its parameters; 0: only measure.
 

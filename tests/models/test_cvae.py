@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from models.cvae import CVAE, Posterior, drop_labels, map_sides
+from models.cvae import CVAE, Posterior, _log_variance, drop_labels, map_sides
 from models.elbo import importance_weighted_bound
 from models.likelihoods import Bernoulli, DiscretisedGaussian, LogisticMixture
 
@@ -170,7 +170,8 @@ def posteriors_and_priors(model: CVAE, images, labels, noise):
     for hook in hooks:
         hook.remove()
 
-    def scale(log_variance):
+    def scale(raw):
+        log_variance = raw if model.encoder.sigma == "exp" else 2 * torch.log2(1 + 2**raw).log()
         return (10 * torch.tanh(log_variance / 10) / 2).exp()
 
     mean, log_variance = model.encode(images, labels)
@@ -183,10 +184,11 @@ def posteriors_and_priors(model: CVAE, images, labels, noise):
     return output, levels
 
 
+@pytest.mark.parametrize("sigma", ["exp", "softplus"])
 @pytest.mark.parametrize("spatial_latents", [(), SPATIAL])
 @torch.no_grad()
-def test_kl_and_log_ratio_are_those_of_torchs_distributions(spatial_latents):
-    model = build(spatial_latents=spatial_latents)
+def test_kl_and_log_ratio_are_those_of_torchs_distributions(spatial_latents, sigma):
+    model = build(spatial_latents=spatial_latents, sigma=sigma)
     output, levels = posteriors_and_priors(model, *inputs(model))
     kls = [kl_divergence(q, p).flatten(1) for q, p, _ in levels]
     assert len(kls) == model.n_levels
@@ -216,6 +218,35 @@ def test_narrow_posteriors_tell_of_the_image_from_the_start_and_wide_ones_hardly
     (wide_share, wide_kl), (narrow_share, narrow_kl) = shares
     assert (wide_share < 0.01).all() and (narrow_share > 30 * wide_share).all()
     assert (narrow_kl[1:] > 100 * wide_kl[1:]).all() and narrow_kl[0] == wide_kl[0]
+
+
+def test_a_softplus_gives_a_deviation_of_one_at_zero_and_a_gradient_wherever_the_bound_leaves_one():
+    raw = torch.tensor([-1e6, -200.0, -10.0, 0.0, 10.0, 1e6], requires_grad=True)
+    log_variance = _log_variance(raw, "softplus")
+    log_variance.sum().backward()
+    assert log_variance[3] == 0 and log_variance.isfinite().all() and log_variance.abs().max() <= 10
+    assert raw.grad.isfinite().all() and (raw.grad[2:5] > 0).all()
+    assert (log_variance.diff() >= 0).all()
+    exponential = _log_variance(raw.detach(), "exp")
+    assert torch.equal(exponential, 10 * torch.tanh(raw.detach() / 10))
+
+
+def test_narrow_posteriors_begin_equally_narrow_whatever_makes_sigma():
+    variances = []
+    for sigma in ("exp", "softplus"):
+        model = build(stirred=False, spatial_latents=SPATIAL, narrow_posteriors=True, sigma=sigma)
+        raw = model.decoder.spatial_latents()[0].posterior[-1].bias.detach().chunk(2)[1]
+        variances.append(_log_variance(raw, sigma))
+    torch.testing.assert_close(*variances)
+
+
+def test_the_finest_maps_alone_are_made_narrower():
+    wide, narrow = (build(width=32, image_size=32, spatial_latents=SPATIAL, fine_width=w) for w in (0, 16))
+    assert [b[0].conv1.in_channels for b in wide.encoder.blocks] == [32, 64, 128]
+    assert [b[0].conv1.in_channels for b in narrow.encoder.blocks] == [16, 64, 128]
+    assert wide.decoder.head[0].in_channels == 32 and narrow.decoder.head[0].in_channels == 16
+    images, labels, noise = inputs(narrow, image_size=32)
+    assert narrow(images, labels, noise).parameters.shape == (4, 1, 32, 32)
 
 
 def test_kl_is_the_mean_log_ratio():
@@ -340,6 +371,8 @@ def test_dropped_labels_are_the_given_share_and_depend_on_their_uniform_alone():
         ({"image_size": 7}, "image_size 7"),
         ({"image_size": 15, "patch_size": 4}, "give at least 16"),
         ({"conditioning": "none"}, "unknown conditioning none"),
+        ({"sigma": "relu"}, "unknown sigma relu"),
+        ({"fine_width": 24}, "fine_width 24: give a multiple of 16"),
         ({"spatial_latents": ((5, 1),)}, "give a side of 28, 14, 7"),
         ({"spatial_latents": ((7, 0),)}, "at least one channel"),
         ({"spatial_latents": ((14, 1), (7, 1))}, "not in order from coarse to fine"),

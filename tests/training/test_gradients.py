@@ -1,10 +1,12 @@
 import copy
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from training.gradients import clip_gradients
+from training.gradients import clip_gradients, skips_update
 
 
 def net_with_gradients() -> torch.nn.Module:
@@ -47,3 +49,26 @@ def test_in_fp16_the_norm_is_without_the_loss_scale(fresh_accelerate, monkeypatc
     accelerator.scaler.scale(net(x).float().sum()).backward()
     assert net.bias.grad[0] > 1000
     torch.testing.assert_close(clip_gradients(accelerator, net, 0.0), expected)
+
+
+def test_an_update_is_left_out_only_for_a_finite_norm_beyond_a_limit():
+    accelerator = SimpleNamespace(scaler=None)
+    for norm, limit, expected in ((5.0, 0, False), (5.0, 6, False), (5.0, 4, True), (math.inf, 4, False)):
+        assert skips_update(accelerator, torch.tensor(norm), limit) == expected
+    assert not skips_update(accelerator, torch.tensor(math.nan), 4)
+
+
+def test_fp16_s_scaler_goes_on_after_an_update_that_was_left_out():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for left_out in (True, False):
+        scaler.scale((weight * torch.tensor([3.0, 4.0])).sum()).backward()
+        scaler.unscale_(optimizer)  # a second time raises, unless the scaler was told
+        norm = torch.nn.utils.get_total_norm([weight.grad])
+        assert skips_update(SimpleNamespace(scaler=scaler), norm, 4.0 if left_out else 6.0) == left_out
+        if not left_out:
+            scaler.step(optimizer)
+            scaler.update()
+        optimizer.zero_grad()
+        assert torch.equal(weight.detach(), torch.tensor([1.0, 1.0] if left_out else [-2.0, -3.0]))

@@ -24,6 +24,7 @@ from data.images.drawn_shapes import drawn_shapes
 from data.images.textured_shapes import textured_shapes
 from data.text.tokenization import BOS_ID, EOS_ID, PAD_ID, TextTokenizer
 from models.decoding import decode_in_batches
+from models.hard_examples import HardExamples
 from training.errors import UsageError
 from training.finished_run import FinishedRun, open_run, script_of_run
 
@@ -182,6 +183,8 @@ def open_cifar(run: str | Path) -> TrainedModel:
     architecture: dict[str, Any] = {"kind": config.model, "n_classes": len(data["class_names"])}
     if config.model == "speednet":
         architecture["widths"] = list(config.speednet_widths)
+    elif config.model == "resnet":
+        architecture |= {"whitened": config.whitened, "activation": config.activation}
     description = {
         "script": "cifar",
         "architecture": architecture,
@@ -189,6 +192,8 @@ def open_cifar(run: str | Path) -> TrainedModel:
         "views": config.views,
     }
     model = opened.load(train_cifar.build_model(config, len(data["class_names"])), CPU)
+    if isinstance(model, HardExamples):
+        model = model.net  # the other has picked what this trained on
     pretrained = tools.pretrained.cifar.PretrainedClassifier(model, description, CPU)
 
     def make_inputs() -> tuple[dict[str, Tensor], str]:
@@ -207,8 +212,10 @@ def open_unet(run: str | Path) -> TrainedModel:
     config, data = opened.config, opened.data
     n_classes = len(data["class_names"])
     names = ("width", "depth", "max_width", "downsampling", "upsampling", "norm", "dropout")
+    names += ("encoder", "encoder_blocks")
     architecture = {
         "n_outputs": 1 if n_classes == 2 else n_classes,
+        "deep_supervision": config.deep_supervision > 0,
         **{name: getattr(config, name) for name in names},
     }
     description = {
@@ -260,6 +267,8 @@ def open_cvae(run: str | Path) -> TrainedModel:
         "label_dim",
         "conditioning",
         "encoder_sees_label",
+        "fine_width",
+        "sigma",
     )
     model = opened.load(train_cvae.build_model(config, n_classes), CPU)
     architecture = {
