@@ -108,6 +108,7 @@ class Config(RunConfig):
     tokenizer: Literal["bpe", "unigram", "word"] = "bpe"  # kind of vocabulary
     vocab_size: VocabularySize = 8000  # most tokens of a vocabulary
     min_frequency: PositiveInt = 1  # rarest merge or word that gets a token
+    tokenizer_sample: Count = 250_000  # most training pairs that the vocabulary is made of, evenly spaced; 0: all
     lowercase: bool = False  # all text is put into lower case, references too
     mask_numbers: bool = False  # each number is one token, <num>; the source's are copied back in their order
     bpe_dropout: ShareBelowOne = 0.0  # chance to skip a merge in training, drawn anew each epoch
@@ -359,7 +360,7 @@ LSTM_OPTIONS = (
 )
 CONSISTENCY_OPTIONS = {"r-drop": ("consistency_weight",), "simcut": ("consistency_weight", "cutoff")}
 # What a checkpoint was evaluated with whose config does not have the field yet.
-OLD_RULES = {"length_normalization": "gnmt"}
+OLD_RULES = {"length_normalization": "gnmt", "tokenizer_sample": 0}
 STACKED = {"weight_ih": 4, "weight_hh": 4, "key_value": 2}  # matrices in one parameter: gates; keys and values
 
 
@@ -429,6 +430,7 @@ def tokenize(splits: CorpusSplits, config: Config) -> TranslationCorpus:
         lowercase=config.lowercase,
         mask_numbers=config.mask_numbers,
         joint=config.tied_embeddings == "three-way",
+        tokenizer_sample=config.tokenizer_sample,
         bpe_dropout=config.bpe_dropout,
         max_len=config.max_len,
         eval_max_len=config.eval_max_len,
@@ -778,11 +780,11 @@ def main(config: Config) -> None:
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
 
     # --- data
-    config, splits = fit_to_corpus(config, load_splits(config))
+    with accelerator.local_main_process_first():  # the others find text and tokens in the cache
+        config, splits = fit_to_corpus(config, load_splits(config))
+        corpus = tokenize(splits, config)
     bleu_tokenizer, note = choose_bleu_tokenizer(config.bleu_tokenizer, config.languages[1], splits.train.targets)
     config = replace(config, bleu_tokenizer=bleu_tokenizer)
-    with accelerator.local_main_process_first():  # the others find the tokens in the cache
-        corpus = tokenize(splits, config)
     check_sizes(corpus, n_parts, config.beam_size)
 
     def planner_of(pairs: TokenizedPairs) -> BatchPlanner:

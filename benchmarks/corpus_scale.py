@@ -6,8 +6,9 @@
 The corpus is made by code: about 16 words a side, of words as frequent as Zipf's law has them, some with accents,
 some lines twice. A start is what train_translation.py does before its first update: it reads the files, cleans and
 splits the pairs, trains the tokenizers, tokenises and plans the first epoch. The second start finds the cache of
-the first. Each start is a process of its own; `peak` is the most memory that it held at a time, and `without maps`
-leaves out the pages of files that several processes share.
+the first. Each start is a process of its own. `CPU` are its seconds of computing, over all cores, which other work
+on the machine changes less; `peak` is the most memory that it held at a time, and `without maps` leaves out the
+pages of files, which processes share.
 """
 
 import multiprocessing
@@ -93,6 +94,7 @@ def start(connection: Connection, config: Config, files: tuple[str, str], cache:
             "tokens": tokenized - read,
             "plan": planned - tokenized,
             "seconds": planned - began,
+            "cpu": time.process_time(),
             **held.peaks(),
         }
     )
@@ -137,9 +139,11 @@ def measured_start(config: Config, files: tuple[str, str], cache: str) -> dict[s
 
 def main(config: Config) -> None:
     """Print a line for each size and start."""
+    headings = ("text", "tokens", "plan")
     print(
-        f"{'pairs':>12} {'start':>7} {'seconds':>9} {'text':>8} {'tokens':>8} {'plan':>7} {'pairs/s':>10} "
-        f"{'peak MiB':>9} {'without maps':>13}"
+        f"{'pairs':>12} {'start':>7} {'seconds':>8} {'CPU':>8} "
+        + " ".join(f"{heading:>8}" for heading in headings)
+        + f" {'pairs/s':>9} {'peak MiB':>9} {'without maps':>13}"
     )
     for n_pairs in config.pairs:
         folder = Path(tempfile.mkdtemp(prefix="corpus-", dir=config.folder or None))
@@ -148,8 +152,9 @@ def main(config: Config) -> None:
             for name in ("first", "second"):
                 row = measured_start(config, files, str(folder / "cache"))
                 print(
-                    f"{n_pairs:12,} {name:>7} {row['seconds']:9.1f} {row['text']:8.1f} {row['tokens']:8.1f} "
-                    f"{row['plan']:7.2f} {n_pairs / row['seconds']:10,.0f} {row['peak'] / 2**20:9,.0f} "
+                    f"{n_pairs:12,} {name:>7} {row['seconds']:8.1f} {row['cpu']:8.1f} "
+                    + " ".join(f"{row[heading]:8.1f}" for heading in headings)
+                    + f" {n_pairs / row['seconds']:9,.0f} {row['peak'] / 2**20:9,.0f} "
                     f"{row['private'] / 2**20:13,.0f}",
                     flush=True,
                 )

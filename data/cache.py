@@ -6,10 +6,12 @@ a run does without it. One line on stderr then says so.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +20,7 @@ import numpy as np
 
 from data.errors import DataError
 
+_PIECE = 1 << 24  # bytes that are read at a time to check them
 T = TypeVar("T")
 Built = TypeVar("Built")
 
@@ -65,11 +68,13 @@ def temporary_dir() -> Path:
     return path
 
 
-def content_key(settings: dict, parts: Iterable[str | bytes]) -> str:
+def content_key(settings: dict, parts: Iterable[str | bytes | np.ndarray]) -> str:
     """A hash of everything that a cached result depends on, parts in their order: 32 hex digits."""
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
     for part in parts:
-        digest.update(part.encode() if isinstance(part, str) else part)
+        digest.update(
+            part.encode() if isinstance(part, str) else part.data if isinstance(part, np.ndarray) else part
+        )
         digest.update(b"\n")
     return digest.hexdigest()
 
@@ -114,16 +119,65 @@ def cached_text(key: str, build: Callable[[], str], parse: Callable[[str], T]) -
 def cached_arrays(
     key: str, names: Sequence[str], build: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """The named arrays stored under `key`, built and stored on the first call."""
+    """The named arrays stored under `key`, built and stored on the first call.
+
+    What comes from the cache is mapped into memory: it is read as it is asked for, and all processes of a machine
+    share it. Writing into such an array changes a copy of this process's alone.
+    """
 
     def read(path: Path) -> dict[str, np.ndarray]:
-        with path.open("rb") as file, np.load(file) as arrays:  # the format has checksums of its own
-            return {name: arrays[name] for name in names}
+        return {name: _mapped(path, name) for name in names}
 
     def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-        np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub: any name might be `allow_pickle`
+        with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(_aligned_member(name, file.tell()), "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
 
     return _cached(f"{key}.npz", read, build, write, lambda arrays: arrays)
+
+
+_ALIGNMENT = 64  # bytes: of an array in its file, so that it can be used where it lies
+_LOCAL_HEADER = 30  # bytes of a zip member's header, without its name and its extra fields
+_ZIP64_FIELD = 20
+_PADDING_FIELD = b"\x35\xd9"  # as Android's zipalign marks it: any reader passes over it
+
+
+def _aligned_member(name: str, place: int) -> zipfile.ZipInfo:
+    """A member of an .npz file, to be written at `place`, whose content begins at a multiple of _ALIGNMENT."""
+    member = zipfile.ZipInfo(f"{name}.npy")
+    begin = place + _LOCAL_HEADER + len(member.filename.encode()) + _ZIP64_FIELD + 4
+    n_padding = -begin % _ALIGNMENT
+    member.extra = _PADDING_FIELD + n_padding.to_bytes(2, "little") + bytes(n_padding)
+    return member
+
+
+def _mapped(path: Path, name: str) -> np.ndarray:
+    """An array of an uncompressed .npz file, mapped into memory once its checksum was found right."""
+    with zipfile.ZipFile(path) as file:
+        member = file.getinfo(f"{name}.npy")
+        with file.open(member) as content:
+            version = np.lib.format.read_magic(content)
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, fortran_order, dtype = read_header(content)
+            n_header = content.tell()
+            if dtype.hasobject or fortran_order or member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{name} is no plain array")
+            while content.read(_PIECE):  # at the end the checksum is compared
+                pass
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        header = file.read(_LOCAL_HEADER)
+    n_names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    offset = member.header_offset + _LOCAL_HEADER + n_names + n_header
+    if 0 in (math.prod(shape), len(shape)):  # nothing to be mapped, or a single number
+        with np.load(path) as arrays:
+            return arrays[name]
+    mapped = np.asarray(np.memmap(path, dtype, mode="c", offset=offset, shape=shape))
+    return mapped if mapped.flags.aligned else mapped.copy()
 
 
 def _cached(
@@ -152,6 +206,7 @@ def _cached(
     built = build()
     try:
         replace_atomically(path, lambda temporary: write(temporary, built))
+        return read(path)  # as other processes have it: arrays are mapped from now on
     except OSError as error:
         _say_once(
             f"nothing can be kept in the cache ({_reason(error)}): the run does without; "

@@ -6,7 +6,7 @@ Here they come from a numpy Generator, so that a resumed run sees the segmentati
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -58,11 +58,14 @@ class BPEDropout:
             self._merged_id.append(self._vocab[left + right])
         self._words: dict[str, _Word] = {}  # every word met so far
 
-    def encode(self, texts: list[str], rng: np.random.Generator) -> list[list[int]]:
+    def encode(self, texts: Iterable[str], rng: np.random.Generator) -> list[list[int]]:
         """Ids of each text, without special tokens; fixed by `texts`, in their order, and the state of `rng`."""
+        return list(self.encode_each(texts, rng))
+
+    def encode_each(self, texts: Iterable[str], rng: np.random.Generator) -> Iterator[list[int]]:
+        """The same, one after another."""
         normalise, words = self._backend.normalizer.normalize_str, self._words
         draws = _DropoutDraws(self.dropout, rng)
-        batch = []
         for text in texts:
             ids: list[int] = []
             for surface in normalise(text).split(" "):
@@ -73,8 +76,7 @@ class BPEDropout:
                     continue
                 for pretoken in word.pretokens:
                     ids += self._merge(pretoken.characters, draws.next_is_dropped)
-            batch.append(ids)
-        return batch
+            yield ids
 
     def _add_word(self, surface: str) -> _Word:
         pretokens = []

@@ -1,7 +1,10 @@
 """From a corpus's name or files to token arrays: what train_translation.py trains and evaluates on."""
 
+import hashlib
+import json
 import math
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -9,24 +12,30 @@ from typing import Any
 
 import numpy as np
 
-from data.cache import cached_text, content_key
+from data.cache import cached_arrays, cached_text, content_key
 from data.errors import DataError
 from data.seeding import Stream, seeded_rng
 from data.text.bpe_dropout import BPEDropout
-from data.text.parallel_files import load_hub_pairs, read_parallel_files
+from data.text.parallel_files import aligned_files, load_hub_pairs, parquet_files, read_parallel_files
 from data.text.parallel_text import (
     MAX_LENGTH_RATIO,
     ParallelText,
     clean,
     hashed_splits,
+    lowercased,
     normalised,
     usual_length_ratio,
     without_empty,
     without_sentences_of,
 )
 from data.text.phrasebook import phrasebook_splits
+from data.text.text_column import TextColumn
 from data.text.tokenization import MAX_WORD, Kind, TextTokenizer
 from data.text.tokenized_text import TokenizedPairs, TokenizedText, cached_tokens
+from data.text.word_by_word import encode_column
+
+_SPLITS = ("train", "valid", "test")
+_SPLITS_FORMAT = 1  # to be raised when text is read, cleaned or split otherwise than before
 
 
 @dataclass(frozen=True)
@@ -44,16 +53,11 @@ class CorpusSplits:
         """The same splits with all text in lower case."""
         return replace(
             self,
-            train=_lowercased(self.train),
-            valid=_lowercased(self.valid),
-            test=_lowercased(self.test),
-            test_extra=self.test_extra and _lowercased(self.test_extra),
+            train=lowercased(self.train),
+            valid=lowercased(self.valid),
+            test=lowercased(self.test),
+            test_extra=self.test_extra and lowercased(self.test_extra),
         )
-
-
-def _lowercased(text: ParallelText) -> ParallelText:
-    # Normalised after lower-casing, which can decompose (İ).
-    return normalised(ParallelText([s.lower() for s in text.sources], [t.lower() for t in text.targets]))
 
 
 def load_text_splits(
@@ -82,6 +86,9 @@ def load_text_splits(
     max_length_ratio: training pairs whose sides differ by more in length are dropped, as `clean` says; 0: by
         more than three times what is usual in this corpus.
 
+    Splits come from the cache where the same files were split with the same settings before, and are then mapped
+    into memory.
+
     Raises DataError.
     """
     if dataset == "phrasebook" and not train_files:
@@ -90,23 +97,100 @@ def load_text_splits(
         train, valid, test = map(ParallelText.from_pairs, phrasebook_splits())
         splits = CorpusSplits(train, valid, test)
         return splits.lowercased() if lowercase else splits
+    held_out = {"valid": valid_files, "test": test_files, "test_extra": extra_test_files}
+    settings: dict[str, Any] = {
+        "format": _SPLITS_FORMAT,
+        "unicode": unicodedata.unidata_version,
+        "languages": languages,
+        "valid_fraction": valid_fraction,
+        "test_fraction": test_fraction,
+        "max_length_ratio": max_length_ratio,
+        "lowercase": lowercase,
+    }
+    columns: list[np.ndarray] = []
+    read: Callable[[], ParallelText]
     if train_files:
-        text = read_parallel_files(train_files, languages)
+        files: dict[str, Sequence[str]] = {"train": train_files, **held_out}
+        read = partial(read_parallel_files, train_files, languages)
+    elif data_dir:
+        copies = [str(path) for path in parquet_files(Path(data_dir), dataset_config)]
+        copies += [str(path) for pair in aligned_files(Path(data_dir), languages) for path in pair]
+        files = {"data_dir": copies, **held_out}
+        read = partial(load_hub_pairs, dataset, dataset_config, languages, data_dir, dataset_revision)
+        settings["dataset_config"] = dataset_config
     else:
+        files = held_out
         text = load_hub_pairs(dataset, dataset_config, languages, data_dir, dataset_revision)
+        columns = [*text.sources.buffers(), *text.targets.buffers()]
+
+        def read() -> ParallelText:
+            return text
+
+    def build() -> CorpusSplits:
+        splits = _split(read(), held_out, languages, valid_fraction, test_fraction, max_length_ratio)
+        return splits.lowercased() if lowercase else splits
+
+    try:
+        settings["files"] = {name: [_fingerprint(path) for path in paths] for name, paths in files.items()}
+    except OSError:
+        return build()  # whose error names the file and the mend
+    names = [*_SPLITS, *(["test_extra"] if extra_test_files else [])]
+    return _cached_splits(content_key(settings, columns), names, build)
+
+
+def _fingerprint(path: str | Path) -> tuple[str, str]:
+    """A file's name, whose ending says how it is read, and a hash of its content."""
+    with Path(path).open("rb") as file:
+        return Path(path).name, hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _cached_splits(key: str, names: Sequence[str], build: Callable[[], CorpusSplits]) -> CorpusSplits:
+    """The splits of these names that are stored under `key`, built and stored on the first call."""
+    columns = [f"{name}.{side}" for name in names for side in ("sources", "targets")]
+
+    def arrays() -> dict[str, np.ndarray]:
+        splits = build()
+        about = json.dumps({"counts": splits.counts, "notes": splits.notes}).encode()
+        stored = {"about": np.frombuffer(about, np.uint8)}
+        for column in columns:
+            name, side = column.split(".")
+            stored[f"{column}.text"], stored[f"{column}.offsets"] = getattr(getattr(splits, name), side).buffers()
+        return stored
+
+    of_columns = [f"{column}.{buffer}" for column in columns for buffer in ("text", "offsets")]
+    stored = cached_arrays(key, ["about", *of_columns], arrays)
+
+    def text(name: str) -> ParallelText:
+        return ParallelText(
+            *(
+                TextColumn.from_buffers(stored[f"{name}.{side}.text"], stored[f"{name}.{side}.offsets"])
+                for side in ("sources", "targets")
+            )
+        )
+
+    about = json.loads(stored["about"].tobytes())
+    texts = {name: text(name) for name in names}
+    return CorpusSplits(**texts, counts=about["counts"], notes=tuple(about["notes"]))
+
+
+def _split(
+    text: ParallelText,
+    held_out: dict[str, Sequence[str]],
+    languages: tuple[str, str],
+    valid_fraction: float,
+    test_fraction: float,
+    max_length_ratio: float,
+) -> CorpusSplits:
+    """The cleaned splits of `text`, but for those that have files of their own."""
     text, counts, notes = _cleaned(normalised(text), max_length_ratio)
     train, valid, test, split_counts = hashed_splits(
-        text, 0.0 if valid_files else valid_fraction, 0.0 if test_files else test_fraction
+        text, 0.0 if held_out["valid"] else valid_fraction, 0.0 if held_out["test"] else test_fraction
     )
-    if valid_files:
-        valid = read_heldout(valid_files, languages)
-    if test_files:
-        test = read_heldout(test_files, languages)
-    test_extra = read_heldout(extra_test_files, languages) if extra_test_files else None
+    given = {name: read_heldout(files, languages) for name, files in held_out.items() if files}
     n_before = len(train)
-    for given, heldout in ((valid_files, valid), (test_files, test), (extra_test_files, test_extra)):
-        if given and heldout is not None:
-            train = without_sentences_of(train, heldout)
+    for heldout in given.values():
+        train = without_sentences_of(train, heldout)
+    valid, test, test_extra = given.get("valid", valid), given.get("test", test), given.get("test_extra")
     split_counts |= {
         "train": len(train),
         "valid": len(valid),
@@ -126,8 +210,7 @@ def load_text_splits(
             )
     if test_extra is not None:
         split_counts["test_extra"] = len(test_extra)
-    splits = CorpusSplits(train, valid, test, {**counts, **split_counts}, test_extra, tuple(notes))
-    return splits.lowercased() if lowercase else splits
+    return CorpusSplits(train, valid, test, {**counts, **split_counts}, test_extra, tuple(notes))
 
 
 _DROPPED = ("empty", "length_ratio", "duplicate", "target_in_heldout", "in_heldout_files")  # the reasons
@@ -135,7 +218,10 @@ _NOTABLE_SHARE = 0.01  # of the pairs: dropped for their length ratio, they are 
 
 
 def _cleaned(text: ParallelText, max_length_ratio: float) -> tuple[ParallelText, dict[str, int], list[str]]:
-    """What `clean` keeps and counts, and what there is to say of it. Raises DataError where it keeps nothing."""
+    """What `clean` keeps of normalised text, and counts, and what there is to say of it.
+
+    Raises DataError where it keeps nothing.
+    """
     usual_ratio = 1.0 if max_length_ratio else usual_length_ratio(text)
     limit = max_length_ratio or MAX_LENGTH_RATIO
     if not 1 <= limit < math.inf:
@@ -149,7 +235,7 @@ def _cleaned(text: ParallelText, max_length_ratio: float) -> tuple[ParallelText,
             "times off that are dropped (--max_length_ratio)"
         )
     n_uneven = counts["length_ratio"]
-    if not kept:
+    if len(kept) == 0:
         mend = "give text with both sides"
         if n_uneven >= counts["empty"]:
             mend = f"raise --max_length_ratio above {bound:.3g}, or check that the files belong together"
@@ -176,7 +262,7 @@ def read_heldout(files: Sequence[str], languages: tuple[str, str], lowercase: bo
     text = without_empty(normalised(read_parallel_files(files, languages)))
     if len(text) == 0:
         raise DataError(f"{' and '.join(map(str, files))}: no pair with text on both sides")
-    return _lowercased(text) if lowercase else text
+    return lowercased(text) if lowercase else text
 
 
 def evenly_spaced(n_all: int, n: int) -> list[int]:
@@ -191,11 +277,14 @@ def evenly_spaced(n_all: int, n: int) -> list[int]:
 class TranslationCorpus:
     """Token arrays of all splits, with the tokenizers trained on the training split alone.
 
-    Tokenizers and arrays come from the cache where the same text was seen with the same settings before.
-    `joint` trains one tokenizer on both sides. Training pairs with more than `max_len` tokens on a side, end
-    mark included, are dropped and counted in `n_too_long`: before the tokenizer sees them where their characters
-    tell (`n_unread`). Held-out ones never are, but only their first `eval_max_len` tokens are evaluated; of each
-    split, by its name, `was_cut` (N,) says which sources have more. Raises DataError where no
+    Tokenizers and arrays come from the cache where the same text was seen with the same settings before; arrays
+    are then mapped into memory, and all processes of a machine share them. `joint` trains one tokenizer on both
+    sides. Of more than `tokenizer_sample` training pairs, tokenizers see so many, evenly spaced (0: all).
+
+    Training pairs with more than `max_len` tokens on a side, end mark included, are dropped and counted in
+    `n_too_long`: before the tokenizer sees them where their characters tell (`n_unread`). Held-out ones never are,
+    but only their first `eval_max_len` tokens are evaluated; of each split, by its name, `was_cut` (N,) says which
+    sources have more. Raises DataError where no
     training pair is left.
     """
 
@@ -210,6 +299,7 @@ class TranslationCorpus:
         joint: bool,
         max_len: int,
         mask_numbers: bool = False,
+        tokenizer_sample: int = 0,
         bpe_dropout: float = 0.0,
         eval_max_len: int = 1024,
         seed: int = 0,
@@ -222,26 +312,32 @@ class TranslationCorpus:
             "mask_numbers": mask_numbers,
         }
 
-        def tokenizer_for(texts: list[str]) -> TextTokenizer:
+        def tokenizer_for(*columns: TextColumn) -> TextTokenizer:
             def train() -> str:
-                return TextTokenizer.train(texts, **settings).to_json()
+                return TextTokenizer.train(TextColumn.joined(columns), **settings).to_json()
 
-            return cached_text(content_key({**settings, "format": 2}, texts), train, TextTokenizer.from_json)
+            buffers = [buffer for column in columns for buffer in column.buffers()]
+            return cached_text(content_key({**settings, "format": 3}, buffers), train, TextTokenizer.from_json)
 
         most_characters = max_len * MAX_WORD
-        short = [i for i, pair in enumerate(splits.train.pairs()) if max(map(len, pair)) <= most_characters]
-        if not short:
+        longest = np.maximum(splits.train.sources.n_characters(), splits.train.targets.n_characters())
+        short = longest <= most_characters
+        if not short.any():
             raise DataError(
                 f"no training pair is left: each has more than {most_characters:,} characters, so more than "
                 f"--max_len {max_len} tokens; give a sentence a line"
             )
-        train = self._train_text = splits.train.select(short)
+        train = self._train_text = splits.train.where(short)
         self.n_unread = len(splits.train) - len(train)
+        sample = train
+        if 0 < tokenizer_sample < len(train):
+            sample = train.select(evenly_spaced(len(train), tokenizer_sample))
+        self.n_sampled = len(sample)
         if joint:
-            self.source_tokenizer = self.target_tokenizer = tokenizer_for(train.sources + train.targets)
+            self.source_tokenizer = self.target_tokenizer = tokenizer_for(sample.sources, sample.targets)
         else:
-            self.source_tokenizer = tokenizer_for(train.sources)
-            self.target_tokenizer = tokenizer_for(train.targets)
+            self.source_tokenizer = tokenizer_for(sample.sources)
+            self.target_tokenizer = tokenizer_for(sample.targets)
 
         self.tokenizers = {"source": self.source_tokenizer, "target": self.target_tokenizer}
 
@@ -251,8 +347,8 @@ class TranslationCorpus:
                 (self.source_tokenizer, text.sources),
                 (self.target_tokenizer, text.targets),
             ):
-                key = content_key({"tokenizer": tokenizer.to_json()}, sentences)
-                sides.append(cached_tokens(key, partial(tokenizer.encode, sentences)))
+                key = content_key({"tokenizer": tokenizer.to_json(), "format": 2}, sentences.buffers())
+                sides.append(cached_tokens(key, partial(encode_column, tokenizer, sentences)))
             return TokenizedPairs(*sides)
 
         whole = tokens_of(train)
@@ -287,11 +383,15 @@ class TranslationCorpus:
             f"warning: sources of more than {self.eval_max_len:,} tokens are cut there (--eval_max_len): {cut}\n"
         )
         unread = f", {self.n_unread:,} of them by their characters alone" if self.n_unread else ""
+        sample = ""
+        if self.n_sampled < self.n_read - self.n_unread:
+            sample = f", trained on {self.n_sampled:,} of the pairs (--tokenizer_sample)"
         return (warning if cut else "") + (
             f"{len(self.train):,} training pairs "
             f"({self.n_too_long:,} over --max_len {self.max_len} dropped{unread}), "
             f"{len(self.valid):,} validation, {len(self.test):,} test pairs; {counts or 'embedded'}\n"
             f"{self.source_tokenizer.vocab_size:,} source tokens, {self.target_tokenizer.vocab_size:,} target ones"
+            f"{sample}"
         )
 
     def _short_enough(self, pairs: TokenizedPairs) -> np.ndarray:
@@ -314,7 +414,7 @@ class TranslationCorpus:
         texts = self._train_text
         pairs = TokenizedPairs(
             *(
-                TokenizedText.from_lists(dropout.encode([side[i] for i in self.kept], rng))
+                TokenizedText.from_lists(dropout.encode_each(side.select(self.kept), rng))
                 for dropout, side in zip(self._dropout, (texts.sources, texts.targets), strict=True)
             )
         )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.text.parallel_text import sentence_key
+from data.text.parallel_text import sentence_keys
 from data.text.writing_systems import units
 
 _CHUNK = 100_000  # training sentences whose variants are held at a time
@@ -26,25 +26,24 @@ def near_duplicates(sentences: Sequence[str], training: Sequence[str]) -> np.nda
     deletion apart where one without a word equals the other whole.
     """
     vocabulary: dict[str, int] = {}
-    chosen = [[vocabulary.setdefault(word, len(vocabulary) + 2) for word in _words(s)] for s in sentences]
+    chosen = [
+        [vocabulary.setdefault(word, len(vocabulary) + 2) for word in units(key)]
+        for key in sentence_keys(sentences)
+    ]
     values = np.random.default_rng(0).integers(2**64, size=len(vocabulary) + 2, dtype=np.uint64)
     whole, shorter, wildcard, owner = _variants(chosen, values)
 
     near = np.zeros(len(chosen), bool)
     for start in range(0, len(training), _CHUNK):
         others = []
-        for sentence in training[start : start + _CHUNK]:
-            ids = [vocabulary.get(word, _OTHER) for word in _words(sentence)]
+        for key in sentence_keys(training[start : start + _CHUNK]):
+            ids = [vocabulary.get(word, _OTHER) for word in units(key)]
             if ids.count(_OTHER) <= 1:  # with two other words it is two words away from all
                 others.append(ids)
         other_whole, other_shorter, other_wildcard, _ = _variants(others, values)
         near |= np.isin(whole, other_whole) | np.isin(whole, other_shorter)
         near[owner[np.isin(shorter, other_whole) | np.isin(wildcard, other_wildcard)]] = True
     return near
-
-
-def _words(sentence: str) -> list[str]:
-    return units(sentence_key(sentence))
 
 
 def _variants(

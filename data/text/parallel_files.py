@@ -8,16 +8,19 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
 
 from data.errors import DataError
 from data.hub import load_from_hub
 from data.text.parallel_text import ParallelText
-
-if TYPE_CHECKING:
-    import pyarrow
+from data.text.text_column import TextColumn
 
 Languages = tuple[str, str]  # names of source and target, such as ("en", "it")
 Pair = tuple[str, str]
@@ -58,10 +61,7 @@ def read_parallel_files(paths: Sequence[str | Path], languages: Languages | None
     if len(files) == 1 and _suffix(files[0]) == ".txt" and "\t" in _read_text(files[0]):
         readers = [_read_tsv]
     if files and len(readers) == len(files):
-        pairs: list[Pair] = []
-        for file, read in zip(files, readers, strict=True):
-            pairs += read(file, languages)
-        return ParallelText.from_pairs(pairs)
+        return ParallelText.joined([read(file, languages) for file, read in zip(files, readers, strict=True)])
     if len(files) == 2 and not readers:
         return _read_line_aligned(files[0], files[1])
     if len(files) == 1:
@@ -79,7 +79,7 @@ def _suffix(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
-def _table_reader(path: Path) -> Callable[[Path, Languages | None], list[Pair]] | None:
+def _table_reader(path: Path) -> Callable[[Path, Languages | None], ParallelText] | None:
     return {
         ".tsv": _read_tsv,
         ".csv": _read_csv,
@@ -118,8 +118,26 @@ def _read_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
+def _read_column(path: Path) -> TextColumn:
+    """What `_read_lines` gives, without a string for each line."""
+    data = _read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    if not data:
+        raise DataError(f"{path} is empty: it needs one sentence a line")
+    data = data.replace(b"\r\n", b"\n").removesuffix(b"\r")
+    if not data.endswith(b"\n"):
+        data += b"\n"
+    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+    offsets = np.concatenate([[0], ends - np.arange(len(ends))])  # once the ends of lines are gone
+    lines = TextColumn.from_buffers(np.frombuffer(data.replace(b"\n", b""), np.uint8), offsets)
+    try:
+        lines.array.validate(full=True)
+    except pyarrow.ArrowInvalid:
+        return TextColumn(_read_lines(path))  # raises what says where the file is not UTF-8
+    return lines
+
+
 def _read_line_aligned(source: Path, target: Path) -> ParallelText:
-    sources, targets = _read_lines(source), _read_lines(target)
+    sources, targets = _read_column(source), _read_column(target)
     if len(sources) != len(targets):
         raise DataError(
             f"{source} has {len(sources)} lines but {target} has {len(targets)}: the two files must be line-aligned"
@@ -130,29 +148,37 @@ def _read_line_aligned(source: Path, target: Path) -> ParallelText:
 # Tables without column names
 
 
-def _read_tsv(path: Path, languages: Languages | None) -> list[Pair]:
-    rows = [line.split("\t") for line in _read_lines(path)]
-    width = len(rows[0])
+def _read_tsv(path: Path, languages: Languages | None) -> ParallelText:
+    lines = _read_column(path)
+    first = lines[0].split("\t")
+    width = len(first)
     if width < 2:
         raise DataError(f"{path}:1: {width} columns, not 2 (source, tab, target)")
-    for n, row in enumerate(rows, 1):
-        if len(row) != width:
-            raise DataError(f"{path}:{n}: {len(row)} columns, not {width} as in the first line")
-    named = _find_columns(rows[0], languages)
-    if named and named != ("translation",):
-        source, target = map(rows[0].index, named)
-        rows = rows[1:]
+    widths = 1 + pyarrow.compute.count_substring(lines.array, "\t").to_numpy()
+    uneven = np.flatnonzero(widths != width)
+    if len(uneven):
+        n = int(uneven[0])
+        raise DataError(f"{path}:{n + 1}: {widths[n]} columns, not {width} as in the first line")
+    named = _find_columns(first, languages)
+    has_names = named is not None and named != ("translation",)
+    cells = pyarrow.compute.split_pattern(lines.array, "\t").flatten()
+
+    def column(number: int) -> TextColumn:
+        rows = np.arange(has_names, len(lines))
+        return TextColumn(cells.take(pyarrow.array(rows * width + number)))
+
+    if named is not None and has_names:
+        source, target = map(first.index, named)
     else:
-        source, target = _text_columns(rows, path)
-    return [(row[source], row[target]) for row in rows]
+        source, target = _text_columns(column, width, path)
+    return ParallelText(column(source), column(target))
 
 
-def _text_columns(rows: list[list[str]], path: Path) -> tuple[int, int]:
+def _text_columns(column: Callable[[int], TextColumn], width: int, path: Path) -> tuple[int, int]:
     """Which columns are source and target: the first two of those that do not hold numbers alone."""
-    width = len(rows[0])
     if width == 2:
         return 0, 1
-    text = [c for c in range(width) if not all(_NUMBER.fullmatch(row[c]) for row in rows)]
+    text = [c for c in range(width) if not all(map(_NUMBER.fullmatch, column(c)))]
     if not 2 <= len(text) <= 3:
         raise DataError(f"{path}:1: {len(text)} columns of text, not 2 (source, target): keep these two")
     return text[0], text[1]
@@ -217,7 +243,14 @@ def _as_object(translation: Any, where: str) -> dict[str, Any]:
     return translation
 
 
-def _read_csv(path: Path, languages: Languages | None) -> list[Pair]:
+def _read_csv(path: Path, languages: Languages | None) -> ParallelText:
+    pairs = ParallelText.from_pairs(_csv_pairs(path, languages))
+    if len(pairs) == 0:
+        raise DataError(f"{path} has no rows but its first line: it needs a pair a line")
+    return pairs
+
+
+def _csv_pairs(path: Path, languages: Languages | None) -> Iterator[Pair]:
     text = _read_text(path)
     for delimiter in _CSV_DELIMITERS:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -231,7 +264,6 @@ def _read_csv(path: Path, languages: Languages | None) -> list[Pair]:
         names = next(csv.reader([text.split("\n", 1)[0].rstrip("\r")]), [])
         missing = _no_columns(names, languages, f"{path}:1")
         raise DataError(f"{missing}, or put a first line of names, source,target, before the pairs")
-    pairs = []
     line = rows.line_num + 1
     try:
         for row in rows:
@@ -242,28 +274,28 @@ def _read_csv(path: Path, languages: Languages | None) -> list[Pair]:
                 )
             if row:
                 named = dict(zip(names, row, strict=True))
-                pairs.append(_pair(named, columns, languages, f"{path}:{line}"))
+                yield _pair(named, columns, languages, f"{path}:{line}")
             line = rows.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path}:{line}: not CSV ({error}): is a quote left open?") from error
-    if not pairs:
-        raise DataError(f"{path} has no rows but its first line: it needs a pair a line")
+
+
+def _read_jsonl(path: Path, languages: Languages | None) -> ParallelText:
+    pairs = ParallelText.from_pairs(_jsonl_pairs(path, languages))
+    if len(pairs) == 0:
+        raise DataError(f"{path} holds no objects: each line must be one")
     return pairs
 
 
-def _read_jsonl(path: Path, languages: Languages | None) -> list[Pair]:
-    pairs = []
-    for n, line in enumerate(_read_lines(path), 1):
+def _jsonl_pairs(path: Path, languages: Languages | None) -> Iterator[Pair]:
+    for n, line in enumerate(_read_column(path), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{n}: not JSON ({error.msg}): each line must be one object") from error
-        pairs.append(_json_pair(row, languages, f"{path}:{n}"))
-    if not pairs:
-        raise DataError(f"{path} holds no objects: each line must be one")
-    return pairs
+        yield _json_pair(row, languages, f"{path}:{n}")
 
 
 def _json_pair(row: Any, languages: Languages | None, where: str) -> Pair:
@@ -274,7 +306,7 @@ def _json_pair(row: Any, languages: Languages | None, where: str) -> Pair:
     return _pair(row, columns, languages, where)
 
 
-def _read_json(path: Path, languages: Languages | None) -> list[Pair]:
+def _read_json(path: Path, languages: Languages | None) -> ParallelText:
     text = _read_text(path)
     try:
         content = json.loads(text)
@@ -287,23 +319,21 @@ def _read_json(path: Path, languages: Languages | None) -> list[Pair]:
         content = lists[0] if len(lists) == len(content) == 1 else [content]
     if not isinstance(content, list) or not content:
         raise DataError(f"{path}:1: no list of objects: each pair must be one")
-    return [_json_pair(row, languages, f"{path}: object {n}") for n, row in enumerate(content, 1)]
+    return ParallelText.from_pairs(
+        _json_pair(row, languages, f"{path}: object {n}") for n, row in enumerate(content, 1)
+    )
 
 
-def _read_parquet(path: Path, languages: Languages | None) -> list[Pair]:
+def _read_parquet(path: Path, languages: Languages | None) -> ParallelText:
     table = _parquet_table(path, languages, data=_read_bytes(path))
     if table is None:
-        import pyarrow.parquet
-
         names = pyarrow.parquet.read_schema(io.BytesIO(_read_bytes(path))).names
         raise _no_columns(names, languages, str(path))
-    return _arrow_pairs(table, languages, str(path))
+    return _arrow_text(table, languages, str(path))
 
 
 def _parquet_table(path: Path, languages: Languages | None, data: bytes | None = None) -> "pyarrow.Table | None":
     """The columns of the pairs of a parquet file; None where it has no such columns."""
-    import pyarrow
-    import pyarrow.parquet
 
     def opened() -> "str | io.BytesIO":
         return str(path) if data is None else io.BytesIO(data)
@@ -319,8 +349,6 @@ def _parquet_table(path: Path, languages: Languages | None, data: bytes | None =
 
 def _arrow_columns(schema: "pyarrow.Schema", languages: Languages | None) -> tuple[str, ...] | None:
     """As `_find_columns`; a struct "translation" counts where it holds both languages."""
-    import pyarrow
-
     columns = _find_columns(schema.names, languages)
     if columns and len(columns) == 1 and pyarrow.types.is_struct(schema.field(columns[0]).type):
         inside = {field.name for field in schema.field(columns[0]).type}
@@ -328,10 +356,7 @@ def _arrow_columns(schema: "pyarrow.Schema", languages: Languages | None) -> tup
     return columns
 
 
-def _arrow_pairs(table: "pyarrow.Table", languages: Languages | None, where: str) -> list[Pair]:
-    import pyarrow
-    import pyarrow.compute
-
+def _arrow_text(table: "pyarrow.Table", languages: Languages | None, where: str) -> ParallelText:
     columns = _arrow_columns(table.schema, languages)
     assert columns is not None  # callers come with tables that have them
     if languages and len(columns) == 1 and pyarrow.types.is_struct(table.schema.field(columns[0]).type):
@@ -339,10 +364,16 @@ def _arrow_pairs(table: "pyarrow.Table", languages: Languages | None, where: str
         columns = languages
     else:
         arrays = [table[column] for column in columns]
-    return [
+    if len(arrays) == 2 and all(_holds_text(array.type) for array in arrays):
+        return ParallelText(*map(TextColumn.of_arrow, arrays))
+    return ParallelText.from_pairs(
         _pair(dict(zip(columns, row, strict=True)), columns, languages, f"{where}: row {n}")
         for n, row in enumerate(zip(*(array.to_pylist() for array in arrays), strict=True), 1)
-    ]
+    )
+
+
+def _holds_text(kind: "pyarrow.DataType") -> bool:
+    return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
 
 # The hub's data sets
@@ -375,44 +406,39 @@ def load_hub_pairs(
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise DataError(f"--data_dir {data_dir} is not a folder")
-    text = _read_parquet_files(data_dir, config, languages) or _read_aligned_files(data_dir, languages)
-    if not text:
+    tables = [_parquet_table(path, languages) for path in parquet_files(data_dir, config)]
+    texts = [_arrow_text(table, languages, str(data_dir)) for table in tables if table is not None]
+    if not any(map(len, texts)):
+        texts = [_read_line_aligned(*paths) for paths in aligned_files(data_dir, languages)]
+    if not any(map(len, texts)):
         source, target = languages
         raise DataError(
             f"{data_dir} holds no {source}-{target} text: neither *.parquet with a `translation` column, "
             f"nor *.{source} with *.{target} (plain or .gz); name other files by --train_files"
         )
-    return text
+    return ParallelText.joined(texts)
 
 
-def _read_parquet_files(data_dir: Path, config: str, languages: Languages) -> ParallelText | None:
+def parquet_files(data_dir: Path, config: str) -> list[Path]:
+    """The parquet files of a data set's copy; if some lie below a folder named `config`, those alone."""
     paths = sorted(data_dir.rglob("*.parquet"))
-    paths = [path for path in paths if config in path.relative_to(data_dir).parts] or paths
-    pairs: list[Pair] = []
-    for path in paths:
-        table = _parquet_table(path, languages)
-        if table is not None:
-            pairs += _arrow_pairs(table, languages, str(path))
-    return ParallelText.from_pairs(pairs) if pairs else None
+    return [path for path in paths if config in path.relative_to(data_dir).parts] or paths
 
 
-def _read_aligned_files(data_dir: Path, languages: Languages) -> ParallelText | None:
+def aligned_files(data_dir: Path, languages: Languages) -> list[tuple[Path, Path]]:
+    """The pairs of files of source and target below a folder that are named alike but for the language."""
     source, target = languages
     files = {str(path): path for path in sorted(data_dir.rglob("*")) if path.is_file()}
-    sources: list[str] = []
-    targets: list[str] = []
+    found = []
     for name, path in files.items():
         name = name.removesuffix(".gz")
         if not name.endswith(f".{source}"):
             continue
         stem = name.removesuffix(f".{source}")
         partner = files.get(f"{stem}.{target}") or files.get(f"{stem}.{target}.gz")
-        if partner is None:
-            continue
-        part = _read_line_aligned(path, partner)
-        sources += part.sources
-        targets += part.targets
-    return ParallelText(sources, targets) if sources else None
+        if partner is not None:
+            found.append((path, partner))
+    return found
 
 
 def _download(dataset: str, config: str, languages: Languages, revision: str | None) -> ParallelText:
@@ -422,11 +448,11 @@ def _download(dataset: str, config: str, languages: Languages, revision: str | N
         revision=revision,
         ways_out="or give --data_dir with its parquet files, or --train_files SRC TGT with text of your own",
     )
-    pairs: list[Pair] = []
+    texts = []
     for name in sorted(splits):
         table = splits[name].data.table
         columns = _arrow_columns(table.schema, languages)
         if columns is None:
             raise DataError(f"{dataset} ({config}) has no translations between {' and '.join(languages)}")
-        pairs += _arrow_pairs(table.select(list(columns)), languages, f"{dataset} ({config}), {name}")
-    return ParallelText.from_pairs(pairs)
+        texts.append(_arrow_text(table.select(list(columns)), languages, f"{dataset} ({config}), {name}"))
+    return ParallelText.joined(texts)

@@ -1,6 +1,7 @@
 """Tokenised text as flat arrays."""
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +26,13 @@ class TokenizedText:
         return cls(tokens, offsets[:-1], np.diff(offsets))
 
     @classmethod
-    def from_lists(cls, sentences: Sequence[Sequence[int] | np.ndarray]) -> "TokenizedText":
+    def from_lists(cls, sentences: Iterable[Sequence[int]]) -> "TokenizedText":
         """Sentences of token ids."""
-        offsets = np.zeros(len(sentences) + 1, dtype=np.int64)
-        np.cumsum([len(s) for s in sentences], out=offsets[1:])
-        tokens = np.fromiter((t for s in sentences for t in s), dtype=np.int32, count=int(offsets[-1]))
-        return cls.from_offsets(tokens, offsets)
+        tokens, offsets = array("i"), array("q", [0])
+        for sentence in sentences:
+            tokens.extend(sentence)
+            offsets.append(len(tokens))
+        return cls.from_offsets(np.array(tokens, dtype=np.int32), np.array(offsets, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -64,11 +66,11 @@ class TokenizedPairs:
         return TokenizedPairs(self.source.select(indices), self.target.select(indices))
 
 
-def cached_tokens(key: str, build: Callable[[], Sequence[Sequence[int]]]) -> TokenizedText:
-    """The sentences stored under `key`, built and stored on the first call."""
+def cached_tokens(key: str, build: Callable[[], TokenizedText]) -> TokenizedText:
+    """The text stored under `key`, built and stored on the first call, and mapped into memory."""
 
     def arrays() -> dict[str, np.ndarray]:
-        text = TokenizedText.from_lists(build())
+        text = build()
         return {"tokens": text.tokens, "offsets": np.append(text.starts, len(text.tokens))}
 
     stored = cached_arrays(key, ("tokens", "offsets"), arrays)

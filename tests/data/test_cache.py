@@ -101,6 +101,32 @@ def test_a_bit_that_flips_in_arrays_is_noticed(cache):
     assert ask() == sound
 
 
+def test_arrays_are_mapped_where_they_lie_and_numpy_reads_the_file_too(cache):
+    arrays = {
+        "numbers": np.arange(12).reshape(3, 4),
+        "bytes": np.arange(7, dtype=np.uint8),
+        "none": np.empty(0, np.int32),
+        "one": np.array(5.0),
+    }
+    first, second = (cached_arrays("entry", list(arrays), lambda: arrays) for _ in range(2))
+    stored = np.load(cache / "entry.npz")
+    for name, array in arrays.items():
+        for found in (first[name], second[name], stored[name]):
+            np.testing.assert_array_equal(found, array)
+            assert found.dtype == array.dtype and found.shape == array.shape
+    for name in ("numbers", "bytes"):
+        assert isinstance(second[name].base, np.memmap) and second[name].ctypes.data % 64 == 0
+    second["numbers"][0, 0] = 99  # a copy of this process's alone
+    assert np.load(cache / "entry.npz")["numbers"][0, 0] == 0
+
+
+def test_arrays_of_a_file_that_numpy_wrote_are_read(cache):
+    cache.mkdir()
+    np.savez(cache / "entry.npz", **make_arrays())
+    found = cached_arrays("entry", ("a", "b"), dict)
+    assert found["a"].tolist() == list(range(1000)) and found["b"].flags.aligned
+
+
 def a_folder_at_the_entry(cache, monkeypatch):
     for suffix in ("json", "npz"):
         (cache / f"entry.{suffix}").mkdir(parents=True)

@@ -7,7 +7,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from data.text.corpus import read_heldout
-from data.text.tokenized_text import TokenizedPairs, TokenizedText
+from data.text.tokenized_text import TokenizedPairs
+from data.text.word_by_word import encode_column
 from figures.curves import plot_attention
 from figures.translation import attention_examples
 from tools.evaluation.request import Request, figures_below
@@ -34,8 +35,7 @@ def evaluate_translation(
     config = replace(config, bleu_tokenizer=bleu_tokenizer)
     tokenizers = {"source": translator.source_tokenizer, "target": translator.target_tokenizer}
     whole = TokenizedPairs(
-        TokenizedText.from_lists(tokenizers["source"].encode(text.sources)),
-        TokenizedText.from_lists(tokenizers["target"].encode(text.targets)),
+        encode_column(tokenizers["source"], text.sources), encode_column(tokenizers["target"], text.targets)
     )
     most = config.eval_max_len - 1  # the end mark comes on top
     n_cut = int((whole.source.lengths > most).sum())

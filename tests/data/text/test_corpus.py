@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data.errors import DataError
+from data.text import parallel_files
 from data.text.corpus import CorpusSplits, TranslationCorpus, load_text_splits
 from data.text.parallel_text import ParallelText
 from data.text.tokenization import MAX_WORD
@@ -57,6 +58,64 @@ def test_own_files_are_split_by_hash_unless_held_out_files_are_given(tmp_path):
     splits = load_text_splits("none", "", ("en", "it"), train_files=files, valid_files=held_out, test_files=taken)
     assert len(splits.train) == 398 and splits.counts["in_heldout_files"] == 2
     assert text.sources[7] not in splits.train.sources and text.targets[9] not in splits.train.targets
+
+
+def test_a_second_start_reads_and_cleans_nothing_unless_a_file_or_a_setting_changed(tmp_path, monkeypatch):
+    text = some_text()
+    text = ParallelText([*text.sources, ""], [*text.targets, "x"])
+    held_out = as_files(tmp_path, ParallelText(["Hello!"], ["Ciao!"]), "h")
+    options = {"train_files": as_files(tmp_path, text), "valid_fraction": 0.1, "test_fraction": 0.1}
+    options["extra_test_files"] = held_out
+    first = load_text_splits("none", "", ("en", "it"), **options)
+    read = []
+
+    def read_parallel_files(files, languages):
+        read.append(files)
+        return parallel_files.read_parallel_files(files, languages)
+
+    monkeypatch.setattr("data.text.corpus.read_parallel_files", read_parallel_files)
+    second = load_text_splits("none", "", ("en", "it"), **options)
+    assert second == first and not read and second.counts["empty"] == 1
+    assert load_text_splits("none", "", ("en", "it"), **options | {"lowercase": True}) == first.lowercased()
+    assert len(read) == 2
+    (tmp_path / "h.src").write_text("Bye!\n", encoding="utf-8")
+    changed = load_text_splits("none", "", ("en", "it"), **options)
+    assert changed.test_extra.sources == ["Bye!"] and len(read) == 4
+    (tmp_path / "c.src").unlink()
+    with pytest.raises(DataError, match=r"c\.src"):
+        load_text_splits("none", "", ("en", "it"), **options)
+
+
+def test_a_copy_of_a_data_set_is_read_once_and_again_where_a_file_is_added(tmp_path):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    text = some_text()
+    write(folder / "a.en", text.sources)
+    write(folder / "a.it", text.targets)
+    options = {"data_dir": folder, "valid_fraction": 0.1, "test_fraction": 0.1}
+    first = load_text_splits("x/y", "en-it", ("en", "it"), **options)
+    assert load_text_splits("x/y", "en-it", ("en", "it"), **options) == first
+    write(folder / "b.en", ["one more"])
+    write(folder / "b.it", ["uno di più"])
+    assert load_text_splits("x/y", "en-it", ("en", "it"), **options).counts["read"] == 401
+    with pytest.raises(DataError, match="not a folder"):
+        load_text_splits("x/y", "en-it", ("en", "it"), data_dir=tmp_path / "none")
+
+
+def test_tokenizers_of_a_large_corpus_are_trained_on_a_sample_and_the_log_says_so():
+    text = some_text()
+    splits = CorpusSplits(text, text, text)
+    whole = TranslationCorpus(splits, **SETTINGS)
+    assert "--tokenizer_sample" not in str(whole)
+    for sample in (0, 400, 1000):
+        corpus = TranslationCorpus(splits, **SETTINGS, tokenizer_sample=sample)
+        assert corpus.source_tokenizer.to_json() == whole.source_tokenizer.to_json()
+    corpus = TranslationCorpus(splits, **SETTINGS, tokenizer_sample=40)
+    assert "trained on 40 of the pairs (--tokenizer_sample)" in str(corpus)
+    few = text.select(range(0, 400, 10))
+    expected = TranslationCorpus(CorpusSplits(few, few, few), **SETTINGS)
+    assert corpus.source_tokenizer.to_json() == expected.source_tokenizer.to_json()
+    assert len(corpus.train) == 400
 
 
 def test_a_further_test_set_stands_beside_the_other_and_leaves_training(tmp_path):

@@ -49,6 +49,12 @@ def test_byte_order_mark_and_missing_last_newline(tmp_path):
     assert list(read_parallel_files([source, target]).pairs()) == [("one", "uno"), ("", ""), ("two", "due")]
 
 
+def test_only_the_end_of_a_line_loses_a_carriage_return(tmp_path):
+    source = write(tmp_path / "a.en", b"\r\r\na\rb\r\n\n\xc3\xa8\r")
+    target = write(tmp_path / "a.it", b"1\n2\n\r\n\n")
+    assert list(read_parallel_files([source, target]).pairs()) == [("\r", "1"), ("a\rb", "2"), ("", ""), ("è", "")]
+
+
 @pytest.mark.parametrize(
     ("files", "parts"),
     [

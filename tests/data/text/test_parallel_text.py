@@ -14,12 +14,12 @@ from data.text.parallel_text import (
 )
 
 
-def test_clean_normalises_drops_and_counts():
+def test_clean_drops_and_counts():
     text = ParallelText(
         ["Go.", " Go. ", "perche\u0301  no", "", "some text", "A complete sentence of some length.", "Go."],
         ["Va-t'en !", "Va-t'en\u00a0!", "why\tnot", "vide", " \u3000", "x" * 126, "Va !"],
     )
-    kept, counts = clean(text)
+    kept, counts = clean(normalised(text))
     assert list(kept.pairs()) == [("Go.", "Va-t'en !"), ("perché no", "why not"), ("Go.", "Va !")]
     assert counts == {"read": 7, "empty": 2, "length_ratio": 1, "duplicate": 1, "kept": 3}
 

@@ -17,7 +17,7 @@ def test_a_second_call_reads_and_a_damaged_file_is_rebuilt(tmp_path, monkeypatch
 
     def build():
         calls.append(1)
-        return [[1, 2], [3]]
+        return TokenizedText.from_lists([[1, 2], [3]])
 
     for _ in range(2):
         text = cached_tokens("key", build)
