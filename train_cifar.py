@@ -58,6 +58,7 @@ from training.metrics import better_by, prefixed
 from training.model_size import build_within_memory
 from training.muon import Muon
 from training.precision import fused, product_dtype
+from training.processes import local_main_process_first
 from training.ranges import (
     BatchSize,
     Count,
@@ -495,7 +496,7 @@ def main(config: Config) -> None:
     update_size = config.batch_size * n_parts
 
     # --- data, on the device
-    with accelerator.local_main_process_first():  # the others find the decoded images in the cache
+    with local_main_process_first(accelerator):  # the others find the decoded images in the cache
         splits = load_splits(config)
     require_trainable(splits, n_parts)
     statistics = {"train": channel_statistics(splits.train.images), "test": channel_statistics(splits.test.images)}

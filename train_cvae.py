@@ -63,6 +63,7 @@ from training.lr_finder import find_lr
 from training.metrics import better_by, prefixed
 from training.model_size import build_within_memory
 from training.precision import fused
+from training.processes import local_main_process_first
 from training.ranges import (
     BatchSize,
     Components,
@@ -567,7 +568,7 @@ def main(config: Config) -> None:
     update_size = config.batch_size * n_parts
 
     # --- data, before anything is written
-    with accelerator.local_main_process_first():  # the others find the decoded images in the cache
+    with local_main_process_first(accelerator):  # the others find the decoded images in the cache
         splits = load_splits(config)
     require_trainable(splits, n_parts)
     # What a checkpoint keeps of the data: tools need it, and a resume must find the same.
@@ -604,7 +605,7 @@ def main(config: Config) -> None:
         result = find_lr(accelerator, model, optimizer, plan(0), update, count=len)
         report_lr_range_test(accelerator, result, Path(config.output_dir))
         return close_accelerator(accelerator)
-    with accelerator.local_main_process_first():  # a judge that is missing is trained once
+    with local_main_process_first(accelerator):  # a judge that is missing is trained once
         judge = find_judge(config, splits, device)
 
     # --- the loop: each round looks at what is due, then trains on one update

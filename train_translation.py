@@ -50,6 +50,7 @@ from training.metrics import prefixed
 from training.model_size import build_within_memory
 from training.muon import MuonAdamW, muon_groups
 from training.precision import fused, product_dtype
+from training.processes import local_main_process_first
 from training.ranges import (
     BatchSize,
     BeamSize,
@@ -780,7 +781,7 @@ def main(config: Config) -> None:
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
 
     # --- data
-    with accelerator.local_main_process_first():  # the others find text and tokens in the cache
+    with local_main_process_first(accelerator):  # the others find text and tokens in the cache
         config, splits = fit_to_corpus(config, load_splits(config))
         corpus = tokenize(splits, config)
     bleu_tokenizer, note = choose_bleu_tokenizer(config.bleu_tokenizer, config.languages[1], splits.train.targets)

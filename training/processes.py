@@ -1,7 +1,8 @@
 """What several processes must do alike, so that none waits for one that has ended."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +31,23 @@ def on_main_process(accelerator: Accelerator, do: Callable[[], None]) -> None:
         except UsageError as error:
             problem = str(error)
     raise_together(accelerator, problem)
+
+
+@contextmanager
+def local_main_process_first(accelerator: Accelerator) -> Iterator[None]:
+    """What is inside is done by the first process of a machine, then by its others, which find it in the cache.
+
+    Accelerate's own leaves the others waiting for ever, or until the connection breaks, where the first raises an
+    error. Here they go on, and find the same error.
+    """
+    if not accelerator.is_local_main_process:
+        accelerator.wait_for_everyone()
+        yield
+        return
+    try:
+        yield
+    finally:
+        accelerator.wait_for_everyone()
 
 
 @torch.no_grad()
