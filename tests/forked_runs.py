@@ -96,20 +96,25 @@ def start(
     stdin: str = "",
     cwd: Path = ROOT,
     environment: Mapping[str, str] | None = None,
+    ranks: Sequence[Mapping[str, str]] = (),
 ) -> ForkedProcesses:
     """Start `script.py --flag ..` or `-m module --flag ..`, as `python` would.
 
     Args:
-        config: Name of a file of accelerate_configs for several processes: as `accelerate launch` starts them.
+        config: Name of a file of accelerate_configs: as `accelerate launch` starts its processes.
         figures: Render the figures; else each is a blank PNG.
         stdin: Text that the process reads.
         cwd: The folder of the project that is run.
         environment: In addition to this process's.
+        ranks: What another launcher adds for each of its processes.
 
     Each process has one thread.
     """
     alone = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    environments = _launched(alone, cwd / "accelerate_configs" / f"{config}.yaml") if config else [alone]
+    if config:
+        environments = _launched(alone, cwd / "accelerate_configs" / f"{config}.yaml")
+    else:
+        environments = [{**alone, **rank} for rank in ranks] or [alone]
     arguments = [(list(map(str, command)), cwd, figures)] * len(environments)
     return ForkedProcesses(_run_command, arguments, environments, cwd, stdin)
 
@@ -142,13 +147,16 @@ def _server() -> multiprocessing.context.BaseContext:
 def _launched(environment: Mapping[str, str], config_file: Path) -> list[dict[str, str]]:
     """The environment of each process that `accelerate launch` would start."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_multi_gpu_env
+    from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-    flags = ["--config_file", str(config_file), "--main_process_port", "0", "script.py"]
-    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(flags))
-    exported = prepare_multi_gpu_env(arguments)  # over this process's own environment
-    changed = {name: value for name, value in exported.items() if os.environ.get(name) != value}
+    flags = ["--config_file", str(config_file), "--main_process_port", "0", "--num_cpu_threads_per_process", "1"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args([*flags, "script.py"]))
     n = arguments.num_processes
+    prepare = prepare_multi_gpu_env if n > 1 else lambda given: prepare_simple_launcher_cmd_env(given)[1]
+    exported = prepare(arguments)  # over this process's own environment
+    changed = {name: value for name, value in exported.items() if os.environ.get(name) != value}
+    if n == 1:
+        return [{**environment, **changed}]
     common = {
         **changed,
         **environment,

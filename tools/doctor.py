@@ -8,6 +8,7 @@ beside a GPU, bf16 asked of a GPU that has none, threads that are left idle, a d
 """
 
 import importlib.metadata
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -45,10 +46,7 @@ def what_is_here(machine: Machine, output_dir: Path) -> list[tuple[str, str]]:
         ("cache", _cache_line()),
         ("versions", f"Python {platform.python_version()}, {versions}; torch is {build}"),
         ("--compile", f"{compiler()} is there" if compiler() else "not to be had: no compiler is installed"),
-        (
-            "W&B",
-            "logged in" if logged_in_to_wandb() else "not logged in: runs stay offline; `wandb login` mends it",
-        ),
+        ("W&B", _wandb_line()),
     ]
     return rows
 
@@ -56,6 +54,13 @@ def what_is_here(machine: Machine, output_dir: Path) -> list[tuple[str, str]]:
 def _gpu_line(gpu) -> str:
     bf16 = "bf16 and fp16" if gpu.multiplies_bf16 else "fp16, no bf16"
     return f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}, {_gib(gpu.memory)}, {bf16}"
+
+
+def _wandb_line() -> str:
+    mode = os.environ.get("WANDB_MODE")
+    if mode is not None:
+        return f"{mode}, as WANDB_MODE says"
+    return "logged in" if logged_in_to_wandb() else "not logged in: runs stay offline; `wandb login` mends it"
 
 
 def _cache_line() -> str:

@@ -24,7 +24,6 @@ def machine(monkeypatch, tmp_path):
         seen = dataclasses.replace(here, **differs)
         monkeypatch.setattr(tools.doctor, "this_machine", lambda: seen)
         monkeypatch.setattr(tools.doctor, "rates_here", lambda *_: [Rate("this", 2, "bf16", 1.0)])
-        monkeypatch.setattr(tools.doctor, "logged_in_to_wandb", lambda: False)
         return seen
 
     put()
@@ -47,6 +46,7 @@ def test_it_says_what_is_here_how_to_launch_and_what_recipes_take(machine, capsy
     assert code == 0 and err == ""
     for heading in ("GPU", "CPU", "memory", "runs", "cache", "versions", "--compile", "W&B"):
         assert f"\n{heading} " in f"\n{out}"
+    assert "W&B        offline, as WANDB_MODE says" in out
     assert "accelerate launch -q --config_file accelerate_configs/cpu_bf16.yaml train_translation.py demo" in out
     assert "train_cifar        speedrun" in out
     assert out.endswith("Nothing is in the way of accelerate_configs/cpu_bf16.yaml.\n")
