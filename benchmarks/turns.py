@@ -9,6 +9,7 @@ import os
 import statistics
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 Speeds = dict[str, list[float]]  # of each variant, a round's examples per second
@@ -47,19 +48,7 @@ def take_turns(
     Returns the speeds, and what each worker reported when it was ready. A worker ends in `serve_turns`. They get
     ready one after the other, so that the times of their warm-ups can be compared; all `at_once` is sooner done.
     """
-    context = multiprocessing.get_context("spawn")
-    connections, ready = {}, {}
-    for name, variant in variants.items():
-        ours, theirs = context.Pipe()
-        process = context.Process(target=worker, args=(theirs, config, variant), daemon=True)
-        process.start()
-        theirs.close()
-        connections[name] = ours
-        if not at_once:
-            ready[name] = ours.recv()
-    for name, connection in connections.items():
-        if at_once:
-            ready[name] = connection.recv()
+    connections, ready, _ = _start(worker, config, variants, at_once)
     speeds: Speeds = {name: [] for name in variants}
     for _ in range(rounds):
         for name, connection in connections.items():
@@ -68,6 +57,50 @@ def take_turns(
     for connection in connections.values():
         connection.send(0.0)
     return speeds, ready
+
+
+def take_turns_to_the_end(
+    worker: Callable, config: Any, variants: dict[str, Any], seconds: float
+) -> dict[str, dict[str, Any]]:
+    """Likewise, until each variant's training has come to its own end; returns what each reported then.
+
+    A worker sends anything when it is ready. It gets `seconds` for its turn and sends None after it, or, where its
+    training ended in it, what is to be reported.
+    """
+    connections, _, processes = _start(worker, config, variants)
+    reports: dict[str, dict[str, Any]] = {}
+    while len(reports) < len(variants):
+        for name, connection in connections.items():
+            if name not in reports:
+                connection.send(seconds)
+                if (report := connection.recv()) is not None:
+                    reports[name] = report
+    for process in processes:  # else they would be ended while they tidy up
+        process.join()
+    return {name: reports[name] for name in variants}
+
+
+def _start(
+    worker: Callable, config: Any, variants: dict[str, Any], at_once: bool = False
+) -> tuple[dict[str, Connection], dict[str, Any], list[BaseProcess]]:
+    """A process for each variant: our ends of their connections, what they sent when they were ready, and they."""
+    context = multiprocessing.get_context("spawn")
+    connections: dict[str, Connection] = {}
+    ready = {}
+    processes: list[BaseProcess] = []
+    for name, variant in variants.items():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=worker, args=(theirs, config, variant), daemon=True)
+        process.start()
+        processes.append(process)
+        theirs.close()
+        connections[name] = ours
+        if not at_once:
+            ready[name] = ours.recv()
+    for name, connection in connections.items():
+        if at_once:
+            ready[name] = connection.recv()
+    return connections, ready, processes
 
 
 def ratios(speeds: Speeds, name: str, to: str) -> list[float]:
