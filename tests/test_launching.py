@@ -89,36 +89,75 @@ def test_a_script_trains_the_same_however_it_is_launched(script, tmp_path):
     assert_same_weights(bf16, whole, 5e-2)
 
 
-def launcher(*words) -> subprocess.Popen:
-    """A launcher in earnest: `accelerate.commands.launch` or `torch.distributed.run`, with what it is told."""
+def start(words, **environment: str) -> subprocess.Popen:
+    """A command in earnest, in the project's folder, where no GPU is seen."""
     return subprocess.Popen(
-        [sys.executable, "-m", *map(str, words)],
+        list(map(str, words)),
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
+def launcher(*words, **environment: str) -> subprocess.Popen:
+    """A launcher in earnest: `accelerate.commands.launch` or `torch.distributed.run`, with what it is told."""
+    return start([sys.executable, "-m", *words], **environment)
+
+
 def ends_well(*launchers: subprocess.Popen) -> None:
-    for each in launchers:
-        out, _ = each.communicate(timeout=200)
-        assert each.returncode == 0, out
+    try:
+        for each in launchers:
+            out, _ = each.communicate(timeout=200)
+            assert each.returncode == 0, out
+    finally:
+        for each in launchers:
+            each.kill()  # its scripts notice
+
+
+SBATCH = ROOT / "accelerate_configs" / "multi_node.sbatch"
+# Slurm's programs, of a job of two machines that are this one.
+SRUN = """#!/bin/bash
+[[ $1 == --kill-on-bad-exit=1 ]] && shift
+SLURM_NODEID=0 "$@" & first=$!
+SLURM_NODEID=1 "$@" & second=$!
+wait $first && wait $second
+"""
+SCONTROL = """#!/bin/bash
+[[ "$1 $2 $3" == "show hostnames $SLURM_JOB_NODELIST" ]] && printf '127.0.0.1\\n127.0.0.2\\n'
+"""
+
+
+def slurm_job(folder: Path, *words) -> subprocess.Popen:
+    """The job of multi_node.sbatch with these words, on two machines with one "GPU" each."""
+    folder.mkdir()
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    nodes = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1"}
+    job = {"SLURM_JOB_ID": str(random.randrange(10**6)), "SLURM_SUBMIT_DIR": str(ROOT)}
+    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    return start(["bash", SBATCH, *words], **nodes, **job, PATH=path)
+
+
+def test_the_slurm_job_is_bash_and_its_options_come_before_its_commands():
+    subprocess.run(["bash", "-n", SBATCH], check=True)
+    lines = SBATCH.read_text().splitlines()
+    options = [i for i, line in enumerate(lines) if line.startswith("#SBATCH ")]
+    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    assert options and max(options) < first_command  # Slurm reads no further
+    assert lines[options[0] - 1].startswith("# ") and all(len(line) <= 116 for line in lines)
 
 
 @pytest.mark.slow
-def test_accelerate_joins_two_machines_and_torchrun_two_processes(tmp_path):
-    """The machines are two launchers on this host, each with one process and its rank on the command line."""
-    config = tmp_path / "two_machines.yaml"
-    lines = ["distributed_type: MULTI_GPU", "use_cpu: true", "mixed_precision: 'no'", "num_machines: 2"]
-    lines += ["num_processes: 2", "main_process_ip: 127.0.0.1", f"main_process_port: {free_port()}"]
-    config.write_text("\n".join(lines))
+def test_slurm_joins_two_machines_and_torchrun_two_processes(tmp_path):
+    """The job's machines are two launchers on this host, each of which takes the rank that srun gives it."""
     train = command("cifar", tmp_path / "machines", processes=2)
-    accelerate = ("accelerate.commands.launch", "--config_file", config, "--machine_rank")
-    ends_well(*(launcher(*accelerate, rank, *train) for rank in (0, 1)))
+    ends_well(slurm_job(tmp_path / "slurm", *train))
     train = command("cifar", tmp_path / "torchrun", processes=2)
-    ends_well(launcher("torch.distributed.run", "--standalone", "--nproc_per_node", 2, *train))
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", 2, *train]
+    ends_well(launcher(*torchrun, ACCELERATE_MIXED_PRECISION="bf16"))  # multi_node.yaml's
     assert [summary(tmp_path / run)["num_processes"] for run in ("machines", "torchrun")] == [2, 2]
     assert_same_weights(tmp_path / "machines", tmp_path / "torchrun", 0)
 
