@@ -638,12 +638,19 @@ def mean_token_sums(
 ) -> dict[str, float]:
     """What the objective logs beside the smoothed loss, per target token of all pairs; each process has a share."""
     n_processes = accelerator.num_processes
+    own_part = range(accelerator.process_index, accelerator.process_index + 1)
     planner = BatchPlanner(
-        pairs, config.max_tokens, n_processes, "sorted", allow_longer=True, device=accelerator.device
+        pairs,
+        config.max_tokens,
+        n_processes,
+        batching="sorted",
+        allow_longer=True,
+        device=accelerator.device,
+        own_parts=own_part,
     )
     batches = planner.plan_epoch(0)
     sums: dict[str, Tensor] = {}
-    for batch in batches:
+    for batch in planner.loaded(batches):
         source, target, labels = batch.micro_batch(accelerator.process_index, n_processes, accelerator.device)
         with accelerator.autocast():
             add_to(sums, model(source, target, token_sums, labels, config.label_smoothing))
@@ -789,16 +796,18 @@ def main(config: Config) -> None:
     check_sizes(corpus, n_parts, config.beam_size)
 
     def planner_of(pairs: TokenizedPairs) -> BatchPlanner:
-        return BatchPlanner(pairs, config.max_tokens, n_parts, config.batching, config.seed, device=device)
+        own_parts = range(accelerator.process_index, n_parts, accelerator.num_processes)
+        return BatchPlanner(
+            pairs, config.max_tokens, n_parts, config.batching, config.seed, device=device, own_parts=own_parts
+        )
 
     planner = planner_of(corpus.training_pairs(0))
     first_epoch = planner.plan_epoch(0)
 
     def plan(epoch: int, seen: int = 0) -> Sequence[Update]:
         # `seen` is 0: where updates of another size go on, an epoch that has begun is shown from its start.
-        if config.bpe_dropout == 0:
-            return planner.plan_epoch(epoch)
-        return planner_of(corpus.training_pairs(epoch)).plan_epoch(epoch)  # segmented anew
+        of_epoch = planner if config.bpe_dropout == 0 else planner_of(corpus.training_pairs(epoch))
+        return of_epoch.loaded(of_epoch.plan_epoch(epoch))
 
     # --- model and optimizer, new or from a checkpoint
     vocab_sizes = corpus.source_tokenizer.vocab_size, corpus.target_tokenizer.vocab_size
@@ -824,7 +833,7 @@ def main(config: Config) -> None:
     # --- the loop: each round looks at what is due, then trains on one update
     run = Run(accelerator, "translation", config, checkpoint, state)
     n_shapes = len({(batch.shape, len(batch.sentences)) for batch in first_epoch})
-    run.print("\n".join(filter(None, [str(corpus), *splits.notes, note])))
+    run.print("\n".join(filter(None, [str(corpus), *splits.notes, planner.note, note])))
     run.print(
         f"{sum(p.numel() for p in evaluated.parameters()):,} parameters; {total_steps:,} updates, "
         f"{len(first_epoch)} an epoch in {n_shapes} shapes; {planner.padding_share(first_epoch):.1%} padding"

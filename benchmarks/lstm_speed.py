@@ -103,7 +103,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     )
     pairs, lengths = corpus.train, (corpus.train.source.lengths, corpus.train.target.lengths)
     source_size, target_size = (tokenizer.vocab_size for tokenizer in corpus.tokenizers.values())
-    planner = BatchPlanner(pairs, config.max_tokens)
+    planner = BatchPlanner(pairs, config.max_tokens, device=accelerator.device)
     sentences = len(pairs) // len(planner.plan_epoch(0))
     torch.manual_seed(0)
     if "plain" in variant:
@@ -143,7 +143,9 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
             chosen = order[start : start + sentences]
             source_lengths, target_lengths = (side[chosen] + 1 for side in lengths)  # the end mark
             shape = Shape(int(source_lengths.max()), int(target_lengths.max()))
-            yield Update(planner.gathered, torch.from_numpy(chosen), shape, int(target_lengths.sum()))
+            yield Update(
+                planner.gathered, torch.from_numpy(chosen).to(accelerator.device), shape, int(target_lengths.sum())
+            )
 
     update_once = plain_update if "plain" in variant else train_update
     plan = random_batches if "random" in variant else planner.plan_epoch

@@ -74,7 +74,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         model.compile(dynamic=True)
     optimizer = torch.optim.AdamW(model.parameters(), fused=accelerator.mixed_precision != "fp16")
     model, optimizer = accelerator.prepare(model, optimizer)
-    planner = BatchPlanner(corpus.train, config.max_tokens, batching=variant["batching"])
+    planner = BatchPlanner(corpus.train, config.max_tokens, batching=variant["batching"], device=accelerator.device)
 
     def updates():
         for epoch in range(10**6):

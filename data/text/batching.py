@@ -10,7 +10,7 @@ of the sentences, one array on the device, of which each update is a slice.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
+from data.prefetching import Prefetched, room_on
 from data.seeding import Stream, seeded_rng
-from data.text.padded_batches import GatheredPairs, PairBatch
+from data.text.padded_batches import GatheredPairs, PairBatch, size_on_device
 from data.text.tokenized_text import TokenizedPairs
 
 Batching = Literal["padded", "sorted", "bucketed"]
@@ -55,6 +56,11 @@ class Update:
         sentences, n_counted = self.share(part, n_parts)
         return self.pairs.batch(sentences, self.shape.source, self.shape.target, n_counted).to(device)
 
+    def loaded(self, parts: Iterable[int], n_parts: int, device: torch.device) -> "LoadedUpdate":
+        """The same with the batches of some of its `n_parts` parts on `device` already."""
+        batches = {part: self.micro_batch(part, n_parts, device) for part in parts}
+        return LoadedUpdate(self.pairs, self.sentences, self.shape, self.target_tokens, batches)
+
     def share(self, part: int, n_parts: int) -> tuple[Tensor, int]:
         """The sentences of a part, and how many of them count.
 
@@ -65,6 +71,17 @@ class Update:
         own = self.sentences[part * rows : (part + 1) * rows]
         n_missing = rows - len(own)
         return (torch.cat([own, self.sentences[:n_missing]]) if n_missing else own), len(own)
+
+
+@dataclass(frozen=True)
+class LoadedUpdate(Update):
+    """An update whose batches lie on the device."""
+
+    batches: dict[int, PairBatch]  # of this process's parts
+
+    def micro_batch(self, part: int, n_parts: int, device: torch.device) -> PairBatch:
+        """Part `part`, one of those that were loaded."""
+        return self.batches[part]
 
 
 @dataclass(frozen=True)
@@ -172,7 +189,10 @@ def make_buckets(
 
 
 class BatchPlanner:
-    """Plans each epoch's updates over tokenized pairs, which it puts on `device` where they are gathered.
+    """Plans each epoch's updates over tokenized pairs, which it puts on `device`, where batches are gathered.
+
+    Where there is no room for them, they stay in the memory of the host, and `loaded` has a thread gather the
+    batches of `own_parts`, those of this process (default: all), and copy them.
 
     `max_tokens` bounds rows x longer side, padding included, of a micro-batch in one process; `n_parts` is
     processes x accumulation steps, so an update holds up to `max_tokens * n_parts`.
@@ -197,11 +217,15 @@ class BatchPlanner:
         max_buckets: int = 48,
         allow_longer: bool = False,
         device: torch.device = CPU,
+        own_parts: range | None = None,
     ):
         if len(pairs) == 0:
             raise DataError("no sentence pair is left to train on: check --max_len and the training files")
         self.pairs = pairs
-        self.gathered = GatheredPairs(pairs, device)
+        self.device = device
+        self.own_parts = range(n_parts) if own_parts is None else own_parts
+        self.needs_bytes, self.room = size_on_device(pairs), room_on(device)
+        self.gathered = GatheredPairs(pairs, device if self.fits_on_device else CPU)
         self.source_lengths = pairs.source.lengths + 1  # + EOS
         self.target_lengths = pairs.target.lengths + 1
         self.budget = max_tokens * n_parts
@@ -226,6 +250,21 @@ class BatchPlanner:
             rows = self.rows_that_fit(self.shapes[0])
             sizes = np.diff([*range(0, len(pairs), rows), len(pairs)])
             self.layout = Layout.of_sizes(sizes, self.shapes * len(sizes))
+
+    @property
+    def fits_on_device(self) -> bool:
+        """Whether the tokens lie on the device."""
+        return self.needs_bytes <= self.room
+
+    @property
+    def note(self) -> str:
+        """A line for the user where the tokens do not lie on the device, else ""."""
+        if self.fits_on_device:
+            return ""
+        return (
+            f"the tokens ({self.needs_bytes / 2**20:,.1f} MiB) stay in the memory of the host, since {self.device} "
+            f"has room for {self.room / 2**20:,.1f} MiB of data: batches are copied ahead of their use"
+        )
 
     def rows_that_fit(self, shape: Shape) -> int:
         """Rows of an update of this shape, a multiple of ROW_MULTIPLE and of the parts where that fits."""
@@ -252,6 +291,12 @@ class BatchPlanner:
             places = rng.permutation(len(places))
         target_tokens = np.add.reduceat(self.target_lengths[order], self.layout.starts)
         return PlannedEpoch(self.gathered, order, self.layout, places, target_tokens)
+
+    def loaded(self, updates: Sequence[Update]) -> Sequence[Update]:
+        """The updates to train on: copied ahead of their use where the tokens do not lie on the device."""
+        if self.fits_on_device:
+            return updates
+        return Prefetched(updates, lambda update: update.loaded(self.own_parts, self.n_parts, self.device))
 
     def _buckets(self) -> Iterator[tuple[np.ndarray, Shape]]:
         return zip(self.members, self.shapes, strict=True)

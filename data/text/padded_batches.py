@@ -21,10 +21,10 @@ class PairBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "PairBatch":
         """The same on `device`; to a GPU from pinned memory, so that nobody waits for the copy."""
-        if self.source.device == device:
+        if self.source.device.type == device.type:
             return self
-        pinned = [t.pin_memory() if device.type == "cuda" else t for t in self]
-        return PairBatch(*(t.to(device, non_blocking=True) for t in pinned))
+        pinned = [tensor.pin_memory() if device.type == "cuda" else tensor for tensor in self]
+        return PairBatch(*(tensor.to(device, non_blocking=True) for tensor in pinned))
 
 
 class GatheredText:

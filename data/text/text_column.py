@@ -96,10 +96,12 @@ class TextColumn(Sequence[str]):
     def map(self, function: Callable[[str], str]) -> "TextColumn":
         """`function` of each sentence."""
         arrays = []
+        is_changed = False
         for start, batch in zip(range(0, len(self), BATCH), self.batches(BATCH), strict=True):
             changed = list(map(function, batch))
             arrays.append(self.array.slice(start, BATCH) if changed == batch else _array(changed))
-        return TextColumn(_concatenated(arrays))
+            is_changed |= changed != batch
+        return TextColumn(_concatenated(arrays)) if is_changed else self
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "TextColumn":
         """The sentences of these numbers, in their order."""

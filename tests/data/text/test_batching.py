@@ -165,6 +165,24 @@ def test_a_batch_is_the_sentences_one_by_one_whichever_part_of_the_text_they_are
             assert target[row].tolist() == [BOS_ID, *predicted, *padding]
 
 
+def test_where_tokens_do_not_fit_the_same_batches_are_loaded_ahead(monkeypatch):
+    pairs = pairs_of(*some_lengths(300))
+    whole = BatchPlanner(pairs, 128, n_parts=2)
+    monkeypatch.setattr("data.text.batching.room_on", lambda device: 1000)
+    planner = BatchPlanner(pairs, 128, n_parts=2, own_parts=range(1, 2))
+    assert whole.note == "" and "batches are copied ahead of their use" in planner.note
+    expected = whole.plan_epoch(1)
+    assert whole.loaded(expected) is expected
+    updates = planner.loaded(planner.plan_epoch(1))
+    assert len(updates) == len(expected) and not planner.fits_on_device
+    for update, other in zip(updates, expected, strict=True):
+        assert (update.target_tokens, update.shape) == (other.target_tokens, other.shape)
+        batch, of_all = (u.micro_batch(1, 2, torch.device("cpu")) for u in (update, other))
+        assert all(map(torch.equal, batch, of_all))
+        with pytest.raises(KeyError):  # another process's
+            update.micro_batch(0, 2, torch.device("cpu"))
+
+
 def test_an_epoch_is_a_sequence_of_updates_that_are_made_when_asked_for():
     epoch = BatchPlanner(pairs_of(*some_lengths(200)), 256).plan_epoch(0)
     assert [len(u.sentences) for u in epoch[:2]] == [len(epoch[0].sentences), len(epoch[1].sentences)]
