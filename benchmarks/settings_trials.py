@@ -24,7 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tabulate import tabulate
 
@@ -104,27 +104,42 @@ def read_lines(output: Path) -> list[dict[str, Any]]:
     return list({_key(line): line for line in lines}.values())
 
 
-def comparison(lines: Sequence[dict[str, Any]], metric: str, *, higher_is_better: bool) -> str:
-    """A table of the trials, the best first by the mean of a validation metric over their seeds."""
+class Score(NamedTuple):
+    """What the runs of a trial, one a seed, say of it; None where no run has ended well."""
+
+    name: str
+    mean: float | None  # of the metric
+    spread: float | None  # its standard deviation, of two runs and more
+    runs: int
+    failed: int  # that diverged or could not be made
+    train_seconds: float | None
+
+
+def scores(lines: Sequence[dict[str, Any]], metric: str, *, higher_is_better: bool) -> list[Score]:
+    """The trials, the best first by the mean of a validation metric over their seeds, those without one last."""
     of_name: dict[str, list[dict]] = defaultdict(list)
     for line in lines:
         of_name[line["name"]].append(line)
-    rows = []
+    found, missing = [], []
     for name, of_seeds in of_name.items():
         finished = [line for line in of_seeds if line["exit_code"] == 0]
-        values = [line["valid"][metric] for line in finished]
-        seconds = [line["train_seconds"] for line in finished]
         failed = len(of_seeds) - len(finished)
-        if not values:
-            rows.append((name, None, "", len(of_seeds), "", f"{failed} failed"))
+        if not finished:
+            missing.append(Score(name, None, None, len(of_seeds), failed, None))
             continue
-        spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        note = f"{failed} failed" if failed else ""
-        rows.append((name, statistics.mean(values), spread, len(values), statistics.mean(seconds), note))
-    missing = -float("inf") if higher_is_better else float("inf")
-    rows.sort(key=lambda row: missing if row[1] is None else row[1], reverse=higher_is_better)
-    headers = ("trial", f"valid/{metric}", "+-", "runs", "train s", "")
-    return tabulate(rows, headers, floatfmt=("", ".4f", "", "", ".0f", ""))
+        values = [line["valid"][metric] for line in finished]
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        seconds = statistics.mean(line["train_seconds"] for line in finished)
+        found.append(Score(name, statistics.mean(values), spread, len(of_seeds), failed, seconds))
+    found.sort(key=lambda score: score.mean or 0.0, reverse=higher_is_better)
+    return found + missing
+
+
+def comparison(lines: Sequence[dict[str, Any]], metric: str, *, higher_is_better: bool) -> str:
+    """A table of `scores`."""
+    headers = ("trial", f"valid/{metric}", "+-", "runs", "failed", "train s")
+    found = scores(lines, metric, higher_is_better=higher_is_better)
+    return tabulate(found, headers, floatfmt=("", ".4f", ".4f", "", "", ".0f"))
 
 
 def _key(line: dict[str, Any]) -> tuple[str, str, tuple[str, ...], str]:
