@@ -6,14 +6,20 @@ has a length bound of its own and leaves the batch when it is done, so its outpu
 neighbours.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from functools import partial
+from typing import Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 LengthNormalization = Literal["power", "gnmt"]
+MOST_WORKERS = 4  # batches decoded at a time on a CPU: each holds the memory of one
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class DecoderState(Protocol):
@@ -244,21 +250,48 @@ def decode_in_batches(
 ) -> list[list[int]]:
     """Translate token lists (each ending in EOS), longest first; the outputs come in the order given.
 
-    A batch has at most `batch_size` sentences and `max_tokens` tokens: beams x (the padded source and the
-    longest translation that it may have), so that memory does not grow with the longest line of a text. A
-    sentence that has more tokens than that is translated alone.
+    A batch has at most `batch_size` sentences, and those that are decoded at a time at most `max_tokens` tokens:
+    beams x (the padded source and the longest translation that it may have), so that memory does not grow with
+    the longest line of a text. A sentence that has more tokens than that is translated alone.
     """
-    outputs: list[list[int]] = [[] for _ in sentences]
     sizes = [beam_size * (len(tokens) + length_bound(len(tokens))) for tokens in sentences]
-    for chosen in batches_within(sizes, batch_size, max_tokens):
+
+    def decode(chosen: list[int]) -> list[list[int]]:
         rows = [torch.tensor(sentences[i]) for i in chosen]
         source = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=special.pad).to(device)
         if beam_size == 1:
-            found = greedy_search(model, source, special)
-        else:
-            found = beam_search(
-                model, source, special, beam_size, length_penalty, length_normalization=length_normalization
-            )
+            return greedy_search(model, source, special)
+        return beam_search(
+            model, source, special, beam_size, length_penalty, length_normalization=length_normalization
+        )
+
+    outputs: list[list[int]] = [[] for _ in sentences]
+    n_workers = _workers(device)
+    batches = list(batches_within(sizes, batch_size, max_tokens // n_workers))
+    for chosen, found in zip(batches, _side_by_side(decode, batches, n_workers), strict=True):
         for i, output in zip(chosen, found, strict=True):
             outputs[i] = output
     return outputs
+
+
+def _workers(device: torch.device) -> int:
+    """Batches to decode at a time.
+
+    A step of decoding is many small operations. A CPU's threads that share out each of them wait for one another
+    longer than they work; a batch for each thread is what keeps them busy. A GPU has the whole of one.
+    """
+    return min(torch.get_num_threads(), MOST_WORKERS) if device.type == "cpu" else 1
+
+
+def _side_by_side(decode: Callable[[T], R], batches: list[T], n_workers: int) -> Iterator[R]:
+    """`decode` of each batch, in their order; `n_workers` at a time, which share the threads of this one."""
+    if n_workers == 1 or len(batches) == 1:
+        yield from map(decode, batches)
+        return
+    n_threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(n_workers, initializer=partial(torch.set_num_threads, n_threads // n_workers))
+    try:
+        yield from pool.map(decode, batches)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(n_threads)  # what a worker set is taken by threads that begin later

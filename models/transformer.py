@@ -336,11 +336,11 @@ class Transformer(nn.Module):
             index = torch.arange(start, end, device=tokens.device)
             positions = self.learned_positions(index.clamp(max=self.learned_positions.num_embeddings - 1))
         else:
-            if end > self.position_table.shape[0]:
-                self.position_table = sinusoidal_positions(2 ** math.ceil(math.log2(end)), self.d_model)
-            if self.position_table.device != tokens.device:
-                self.position_table = self.position_table.to(tokens.device)
-            positions = self.position_table[start:end]
+            known = self.position_table  # another thread may put another in its place meanwhile
+            if end > len(known) or known.device != tokens.device:
+                n_known = max(len(known), 2 ** math.ceil(math.log2(end)))
+                known = self.position_table = sinusoidal_positions(n_known, self.d_model).to(tokens.device)
+            positions = known[start:end]
         x = table(tokens) * math.sqrt(self.d_model)
         if cut is not None:
             x = x.masked_fill(cut[..., None], 0.0)

@@ -64,6 +64,57 @@ def test_batches_of_1_and_of_64_give_the_same(model, beam_size):
     assert len({tuple(output) for output in many}) > 20  # the model does say different things
 
 
+@pytest.fixture
+def threads():
+    """Sets the number of torch's threads for a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n_threads", [2, 7])
+def test_batches_decoded_side_by_side_are_those_decoded_one_after_the_other(model, threads, n_threads):
+    sentences = [[t for t in row if t] for row in make_sources().tolist()]
+    options = {"beam_size": 3, "length_penalty": 1.0, "device": torch.device("cpu"), "batch_size": 4}
+    threads(1)
+    alone = decode_in_batches(model, sentences, SPECIAL, **options)
+    threads(n_threads)
+    assert decode_in_batches(model, sentences, SPECIAL, **options) == alone
+    assert torch.get_num_threads() == n_threads
+
+
+def test_workers_share_the_threads_and_the_memory(model, threads):
+    threads(6)
+    seen = []
+    begin = model.begin_decoding
+
+    def begin_decoding(source, use_cache=True):
+        seen.append((torch.get_num_threads(), len(source)))
+        return begin(source, use_cache)
+
+    model.begin_decoding = begin_decoding
+    try:
+        options = {"length_penalty": 1.0, "batch_size": 64, "max_tokens": 400, "device": torch.device("cpu")}
+        decode_in_batches(model, [[4, 5, 3]] * 40, SPECIAL, beam_size=1, **options)
+    finally:
+        del model.begin_decoding
+    # Of 3 tokens and at most 16 more each, five fit into a quarter of 400.
+    assert set(seen) == {(1, 5)}
+
+
+def test_an_error_in_one_batch_ends_the_others_and_is_raised(threads):
+    threads(2)
+
+    class Broken:
+        def begin_decoding(self, source, use_cache=True):
+            raise ValueError("no such token")
+
+    options = {"beam_size": 1, "length_penalty": 1.0, "batch_size": 1, "device": torch.device("cpu")}
+    with pytest.raises(ValueError, match="no such token"):
+        decode_in_batches(Broken(), [[4, 3]] * 50, SPECIAL, **options)
+    assert torch.get_num_threads() == 2
+
+
 def test_batches_hold_no_more_tokens_than_asked_for_or_one_sentence():
     sizes = [5, 900, 30, 7, 31, 7, 1, 120]
     batches = list(batches_within(sizes, max_sentences=3, max_tokens=100))
