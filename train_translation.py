@@ -439,6 +439,20 @@ def tokenize(splits: CorpusSplits, config: Config) -> TranslationCorpus:
     )
 
 
+def planner_of(accelerator: Accelerator, pairs: TokenizedPairs, config: Config) -> BatchPlanner:
+    """What plans the updates of all processes, and gathers the batches of this one on its device."""
+    n_parts = accelerator.num_processes * config.gradient_accumulation_steps
+    return BatchPlanner(
+        pairs,
+        config.max_tokens,
+        n_parts,
+        config.batching,
+        config.seed,
+        device=accelerator.device,
+        own_parts=range(accelerator.process_index, n_parts, accelerator.num_processes),
+    )
+
+
 def check_sizes(corpus: TranslationCorpus, n_parts: int, beam_size: int) -> None:
     """Raise DataError or UsageError where the corpus is too small for the flags."""
     n_tokens = corpus.target_tokenizer.vocab_size
@@ -795,18 +809,15 @@ def main(config: Config) -> None:
     config = replace(config, bleu_tokenizer=bleu_tokenizer)
     check_sizes(corpus, n_parts, config.beam_size)
 
-    def planner_of(pairs: TokenizedPairs) -> BatchPlanner:
-        own_parts = range(accelerator.process_index, n_parts, accelerator.num_processes)
-        return BatchPlanner(
-            pairs, config.max_tokens, n_parts, config.batching, config.seed, device=device, own_parts=own_parts
-        )
-
-    planner = planner_of(corpus.training_pairs(0))
+    planner = planner_of(accelerator, corpus.training_pairs(0), config)
     first_epoch = planner.plan_epoch(0)
 
     def plan(epoch: int, seen: int = 0) -> Sequence[Update]:
         # `seen` is 0: where updates of another size go on, an epoch that has begun is shown from its start.
-        of_epoch = planner if config.bpe_dropout == 0 else planner_of(corpus.training_pairs(epoch))
+        of_epoch = planner
+        if config.bpe_dropout > 0:  # segmented anew, the next epoch while this one is trained on
+            more = (epoch + 1) * len(first_epoch) < total_steps
+            of_epoch = planner_of(accelerator, corpus.training_pairs(epoch, more), config)
         return of_epoch.loaded(of_epoch.plan_epoch(epoch))
 
     # --- model and optimizer, new or from a checkpoint

@@ -14,8 +14,6 @@ import numpy as np
 
 from data.cache import cached_arrays, cached_text, content_key
 from data.errors import DataError
-from data.seeding import Stream, seeded_rng
-from data.text.bpe_dropout import BPEDropout
 from data.text.parallel_files import aligned_files, load_hub_pairs, parquet_files, read_parallel_files
 from data.text.parallel_text import (
     MAX_LENGTH_RATIO,
@@ -29,9 +27,10 @@ from data.text.parallel_text import (
     without_sentences_of,
 )
 from data.text.phrasebook import phrasebook_splits
+from data.text.segmentation_ahead import SegmentationAhead
 from data.text.text_column import TextColumn
 from data.text.tokenization import MAX_WORD, Kind, TextTokenizer
-from data.text.tokenized_text import TokenizedPairs, TokenizedText, cached_tokens
+from data.text.tokenized_text import TokenizedPairs, cached_tokens
 from data.text.word_by_word import encode_column
 
 _SPLITS = ("train", "valid", "test")
@@ -327,7 +326,7 @@ class TranslationCorpus:
                 f"no training pair is left: each has more than {most_characters:,} characters, so more than "
                 f"--max_len {max_len} tokens; give a sentence a line"
             )
-        train = self._train_text = splits.train.where(short)
+        train = splits.train.where(short)
         self.n_unread = len(splits.train) - len(train)
         sample = train
         if 0 < tokenizer_sample < len(train):
@@ -369,11 +368,11 @@ class TranslationCorpus:
 
         self.valid, self.test = heldout("valid"), heldout("test")
         self.test_extra = None if splits.test_extra is None else heldout("test_extra")
-        self.splits, self.seed, self._dropout = splits, seed, None
+        self.splits = splits
+        self._segmentation: SegmentationAhead | None = None
         if bpe_dropout > 0:
-            self._dropout = tuple(
-                BPEDropout(tokenizer, bpe_dropout) for tokenizer in (self.source_tokenizer, self.target_tokenizer)
-            )
+            tokenizers = self.source_tokenizer, self.target_tokenizer
+            self._segmentation = SegmentationAhead(train.select(self.kept), tokenizers, bpe_dropout, seed)
 
     def __str__(self) -> str:
         counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in self.splits.counts.items())
@@ -406,17 +405,12 @@ class TranslationCorpus:
         )
         return in_source & ~in_target
 
-    def training_pairs(self, epoch: int) -> TokenizedPairs:
-        """The training pairs of an epoch: under BPE-dropout segmented anew, by (seed, epoch) alone."""
-        if self._dropout is None:
+    def training_pairs(self, epoch: int, more: bool = False) -> TokenizedPairs:
+        """The training pairs of an epoch: under BPE-dropout segmented anew, by (seed, epoch) alone.
+
+        Where there is `more` to come, the next epoch's are made meanwhile, by another process.
+        """
+        if self._segmentation is None:
             return self.train
-        rng = seeded_rng(Stream.SEGMENTATION, self.seed, epoch)
-        texts = self._train_text
-        pairs = TokenizedPairs(
-            *(
-                TokenizedText.from_lists(dropout.encode_each(side.select(self.kept), rng))
-                for dropout, side in zip(self._dropout, (texts.sources, texts.targets), strict=True)
-            )
-        )
-        kept = self._short_enough(pairs)  # dropout makes sentences longer
-        return pairs.select(kept)
+        pairs = self._segmentation.pairs(epoch, more)
+        return pairs.select(self._short_enough(pairs))  # dropout makes sentences longer
