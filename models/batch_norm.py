@@ -1,8 +1,29 @@
 """Batch norm over the images of all processes, so that several of them train as one would on the whole batch."""
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """A tensor's sum over all processes, which each of them goes on with: so the gradients are summed too.
+
+    Torch's own, in torch.distributed.nn, is deprecated in 2.13; what is to replace it has no backward pass in 2.8.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
 
 
 class ProcessBatchNorm2d(nn.BatchNorm2d):
@@ -23,12 +44,12 @@ class ProcessBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         pixels = x.float()
         count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
-        totals = all_reduce(torch.cat([pixels.sum((0, 2, 3)), count]))
+        totals = _SumOverProcesses.apply(torch.cat([pixels.sum((0, 2, 3)), count]))
         n = totals[-1].detach()
         mean = totals[:-1] / n
         # Around the mean, in a second pass: the mean of squares less the square of the mean loses digits.
         centred = pixels - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / n
+        variance = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

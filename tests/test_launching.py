@@ -70,7 +70,8 @@ def test_a_script_trains_the_same_however_it_is_launched(script, tmp_path):
     whole, two, machines = (tmp_path / name for name in ("whole", "two", "machines"))
     forked_runs.run(*command(script, whole), config="cpu", check=True)
     of_two = command(script, two, "--tracker", "wandb", processes=2)
-    forked_runs.run(*of_two, config="cpu_2proc", check=True)
+    done = forked_runs.run(*of_two, config="cpu_2proc", check=True)
+    assert "Warning" not in done.stderr
     torchrun = of_torchrun_on_two_machines()
     forked_runs.run(*command(script, machines, processes=2), ranks=torchrun, check=True)
     assert [summary(run)["num_processes"] for run in (whole, two, machines)] == [1, 2, 2]

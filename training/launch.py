@@ -1,6 +1,7 @@
 """What the launch asks of Accelerate: how it is told, and whether it was done."""
 
 import os
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,8 @@ def accelerator_handlers() -> list[Any]:
 
     Buffers need no broadcast in each forward pass: batch norm calculates its own alike in all processes.
     """
+    # Torch 2.13 deprecates the flag, and has nothing yet that leaves buffers alone from the start as well.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     return [
         InitProcessGroupKwargs(timeout=LONGEST_WAIT),
         DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
