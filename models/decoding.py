@@ -146,7 +146,8 @@ def beam_search(
 
     A sentence is done at its length bound, or when `beam_size` hypotheses have finished that no going one beats
     as it stands, which is what it would score if it ended next at no cost: to stop at their number alone would
-    leave a confident model with the stumps that came second on the way. A beam of 1 is greedy search.
+    leave a confident model with the stumps that came second on the way. So a beam of 1 takes the likeliest token at
+    each position, as `greedy_search` does, but may go on where that ends, to a longer one that scores better.
     """
     device, n_sentences, k = source.device, source.shape[0], beam_size
     bounds = length_bounds(source, special.pad)
