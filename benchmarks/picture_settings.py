@@ -117,7 +117,7 @@ CVAE_MNIST = {
     "adamax": "--optimizer adamax",
     "adamax, lr 6e-3": "--optimizer adamax --lr 6e-3",
     "softplus": "--sigma softplus",
-    "gradients up to 2": "--skip_gradient_norm 2",
+    "gradients up to 0.3": "--skip_gradient_norm 0.3",
     "fine maps of 16": "--fine_width 16",
     "narrow posteriors, warm-up": "--narrow_posteriors --kl_warmup 0.2",
     "lr 4e-3": "--lr 4e-3",
@@ -137,7 +137,7 @@ CVAE_CIFAR10 = {
     "baseline": "",
     "adamax": "--optimizer adamax",
     "softplus": "--sigma softplus",
-    "gradients up to 2": "--skip_gradient_norm 2",
+    "gradients up to 20": "--skip_gradient_norm 20",
     "fine maps of 32": "--fine_width 32",
     "lr 3e-3": "--lr 3e-3",
     "5 components": "--n_mixtures 5",
@@ -243,7 +243,7 @@ def common_flags(config: Config, recipe: str) -> list[str]:
 
 
 def gigaflops_an_image(task: str, trial: Trial) -> float:
-    """Floating-point operations of a whole run for each training image, in 1e9, forwards and backwards."""
+    """Floating-point operations of a run of --epochs for each training image, in 1e9, forwards and backwards."""
     script: Any = importlib.import_module(TASKS[task].script)
     settings = parse_config(script.RECIPES, "", list(trial.flags))
     shares: dict[int, float] = {settings.image_size: 1.0}  # of the images, by their side
