@@ -31,6 +31,7 @@ METRICS = {
     "n_parameters": Metric("parameters", digits=0),
     # translation
     "nll": Metric("negative log-likelihood", unit=" nats/token"),
+    "divergence": Metric("KL divergence of two predictions", unit=" nats/token"),
     "bleu": Metric("BLEU", more_is_better=True, digits=1),
     "bleu_without_near_duplicates": Metric("BLEU without near-duplicates", more_is_better=True, digits=1),
     "chrf": Metric("chrF", more_is_better=True, digits=1),
@@ -50,7 +51,13 @@ METRICS = {
     "prior_hits": Metric("label hits from the prior", True, digits=1, factor=100, unit=" %"),
     "classifier_accuracy": Metric("accuracy of the judge", True, digits=2, factor=100, unit=" %"),
 }
-SPLITS = {"train": "training", "valid": "validation", "test": "test", "test_extra": "second test set"}
+SPLITS = {
+    "train": "training",
+    "valid": "validation",
+    "valid_mean": "validation of averaged checkpoints",
+    "test": "test",
+    "test_extra": "second test set",
+}
 VIEWS = "over test-time views"  # what "_views" at the end of a name says
 
 
