@@ -6,28 +6,50 @@
 The corpus is made by code: about 16 words a side, of words as frequent as Zipf's law has them, some with accents,
 some lines twice. A start is what train_translation.py does before its first update: it reads the files, cleans and
 splits the pairs, trains the tokenizers, tokenises and plans the first epoch. The second start finds the cache of
-the first. Each start is a process of its own. `CPU` are its seconds of computing, over all cores, which other work
-on the machine changes less; `peak` is the most memory that it held at a time, and `without maps` leaves out the
-pages of files, which processes share.
+the first. Each start is a process of its own.
+
+`CPU` are seconds of computing, over all cores, which other work on the machine changes less than `seconds`; `text`,
+`tokens` and `plan` are the parts of these after the imports. `host ms` is what planning and gathering the batch of
+an update takes of the loop. `peak` is the most memory held at a time, and `without maps` leaves out the pages of
+files, which processes share.
 """
 
 import multiprocessing
 import os
 import shutil
+import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
+import torch
 import tyro
+
+if TYPE_CHECKING:
+    from data.text.batching import BatchPlanner, Update
 
 CHUNK = 100_000  # sentences that are made at a time
 N_WORDS = 200_000  # different words of a language
 WORDS_A_SIDE = 16
+BATCHES = 200  # that are timed
+COLUMNS = {  # and their decimal places
+    "seconds": 1,
+    "CPU": 1,
+    "text": 1,
+    "tokens": 1,
+    "plan": 2,
+    "pairs/s": 0,
+    "host ms": 3,
+    "peak MiB": 0,
+    "without maps": 0,
+}
 SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "po", "ru", "sta", "ve", "zi", "nè", "tà", "ù")
 
 
@@ -53,7 +75,7 @@ def write_corpus(folder: Path, n_pairs: int) -> tuple[str, str]:
     paths = folder / "corpus.en", folder / "corpus.it"
     with paths[0].open("w", encoding="utf-8") as source, paths[1].open("w", encoding="utf-8") as target:
         for seed, file in enumerate((source, target)):
-            words = words_of_language(seed)
+            words = words_of_language(seed, N_WORDS)
             rng = np.random.default_rng([seed, 1])
             lengths_rng = np.random.default_rng(2)  # the same of both sides, but for a word more or less
             for start in range(0, n_pairs, CHUNK):
@@ -68,7 +90,7 @@ def write_corpus(folder: Path, n_pairs: int) -> tuple[str, str]:
     return str(paths[0]), str(paths[1])
 
 
-def start(connection: Connection, config: Config, files: tuple[str, str], cache: str) -> None:
+def start(connection: Connection, config: Config, n_pairs: int, files: tuple[str, str], cache: str) -> None:
     """The worker: start as the script does, then report seconds and bytes."""
     os.environ["ONECYCLE_CACHE"] = cache
     began = time.perf_counter()
@@ -85,19 +107,35 @@ def start(connection: Connection, config: Config, files: tuple[str, str], cache:
     planner = BatchPlanner(corpus.train, settings.max_tokens)
     updates = planner.plan_epoch(0)
     planned = time.perf_counter()
+    peaks = held.peaks()
+    cpu = time.process_time()
+    host_ms = 1000 * host_seconds(planner, updates[:BATCHES])
+    seconds = planned - began
     connection.send(
         {
-            "n_updates": len(updates),
-            "n_training": len(corpus.train),
-            "import": imported - began,
+            "seconds": seconds,
+            "CPU": cpu,
             "text": read - imported,
             "tokens": tokenized - read,
             "plan": planned - tokenized,
-            "seconds": planned - began,
-            "cpu": time.process_time(),
-            **held.peaks(),
+            "pairs/s": n_pairs / seconds,
+            "host ms": host_ms,
+            **peaks,
         }
     )
+
+
+def host_seconds(planner: "BatchPlanner", updates: "Sequence[Update]") -> float:
+    """What an update's batch takes of this thread's time: its share of planning an epoch, and the median gather."""
+    began = time.thread_time()
+    n_updates = len(planner.plan_epoch(1))
+    planning = (time.thread_time() - began) / n_updates
+    gathering = []
+    for update in updates:
+        began = time.thread_time()
+        update.micro_batch(0, 1, torch.device("cpu"))
+        gathering.append(time.thread_time() - began)
+    return planning + statistics.median(gathering)
 
 
 class MemoryWatch:
@@ -117,18 +155,18 @@ class MemoryWatch:
             self._most = max(self._most, memory.rss)
             self._most_private = max(self._most_private, memory.rss - memory.shared)
 
-    def peaks(self) -> dict[str, int]:
+    def peaks(self) -> dict[str, float]:
         """The most bytes held so far, with and without the pages of files."""
         self._ended.set()
         self._thread.join()
-        return {"peak": self._most, "private": self._most_private}
+        return {"peak MiB": self._most / 2**20, "without maps": self._most_private / 2**20}
 
 
-def measured_start(config: Config, files: tuple[str, str], cache: str) -> dict[str, float]:
+def measured_start(config: Config, n_pairs: int, files: tuple[str, str], cache: str) -> dict[str, float]:
     """What a start reports, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    worker = context.Process(target=start, args=(theirs, config, files, cache))
+    worker = context.Process(target=start, args=(theirs, config, n_pairs, files, cache))
     worker.start()
     theirs.close()
     try:
@@ -139,25 +177,15 @@ def measured_start(config: Config, files: tuple[str, str], cache: str) -> dict[s
 
 def main(config: Config) -> None:
     """Print a line for each size and start."""
-    headings = ("text", "tokens", "plan")
-    print(
-        f"{'pairs':>12} {'start':>7} {'seconds':>8} {'CPU':>8} "
-        + " ".join(f"{heading:>8}" for heading in headings)
-        + f" {'pairs/s':>9} {'peak MiB':>9} {'without maps':>13}"
-    )
+    print(f"{'pairs':>12} {'start':>7}" + "".join(f"{name:>14}" for name in COLUMNS))
     for n_pairs in config.pairs:
         folder = Path(tempfile.mkdtemp(prefix="corpus-", dir=config.folder or None))
         try:
             files = write_corpus(folder, n_pairs)
             for name in ("first", "second"):
-                row = measured_start(config, files, str(folder / "cache"))
-                print(
-                    f"{n_pairs:12,} {name:>7} {row['seconds']:8.1f} {row['cpu']:8.1f} "
-                    + " ".join(f"{row[heading]:8.1f}" for heading in headings)
-                    + f" {n_pairs / row['seconds']:9,.0f} {row['peak'] / 2**20:9,.0f} "
-                    f"{row['private'] / 2**20:13,.0f}",
-                    flush=True,
-                )
+                row = measured_start(config, n_pairs, files, str(folder / "cache"))
+                values = "".join(f"{row[column]:14,.{digits}f}" for column, digits in COLUMNS.items())
+                print(f"{n_pairs:12,} {name:>7}{values}", flush=True)
         finally:
             shutil.rmtree(folder)
 

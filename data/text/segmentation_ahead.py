@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from data.cache import cached_arrays, content_key
 from data.seeding import Stream, seeded_rng
 from data.text.bpe_dropout import BPEDropout
 from data.text.parallel_text import ParallelText
@@ -41,10 +43,7 @@ class SegmentationAhead:
     def pairs(self, epoch: int, more: bool = False) -> TokenizedPairs:
         """The pairs of `epoch`; where there is `more` to come, those of the next one are begun with."""
         if self._latest is None or self._latest[0] != epoch:
-            self._latest = (
-                epoch,
-                self._made_ahead(epoch) or segmented(self._text, self._segmenters, self._seed, epoch),
-            )
+            self._latest = epoch, self._made_ahead(epoch) or self._made_here(epoch)
         if more and self._can_begin:
             try:
                 self._begin(epoch + 1)
@@ -52,6 +51,21 @@ class SegmentationAhead:
                 self._can_begin = False
                 print(f"warning: each epoch is segmented as it begins, not ahead ({error})", file=sys.stderr)
         return self._latest[1]
+
+    def _made_here(self, epoch: int) -> TokenizedPairs:
+        if epoch > 0:
+            return segmented(self._text, self._segmenters, self._seed, epoch)
+        # Every start looks at the first epoch, wherever a resumed run stands: so it is kept in the cache.
+        settings = {"tokenizers": [t.to_json() for t in self._tokenizers], "seed": self._seed}
+        columns = self._text.sources, self._text.targets
+        key = content_key(
+            {**settings, "bpe_dropout": self._dropout, "format": 1}, [b for c in columns for b in c.buffers()]
+        )
+
+        def build() -> dict[str, np.ndarray]:
+            return _as_arrays(segmented(self._text, self._segmenters, self._seed, epoch))
+
+        return _from_arrays(cached_arrays(key, ARRAYS, build))
 
     def _begin(self, epoch: int) -> None:
         if self._ahead and self._ahead[0] == epoch:
@@ -92,12 +106,7 @@ class SegmentationAhead:
             return None
         result.seek(0)
         with result, np.load(result) as arrays:
-            return TokenizedPairs(
-                *(
-                    TokenizedText.from_offsets(arrays[f"{side}.tokens"], arrays[f"{side}.offsets"])
-                    for side in ("source", "target")
-                )
-            )
+            return _from_arrays(arrays)
 
     def stop(self) -> None:
         """End the process, if there is one."""
@@ -122,6 +131,23 @@ def segmented(text: ParallelText, segmenters: list[BPEDropout], seed: int, epoch
     )
 
 
+ARRAYS = ("source.tokens", "source.offsets", "target.tokens", "target.offsets")
+
+
+def _as_arrays(pairs: TokenizedPairs) -> dict[str, np.ndarray]:
+    """The sentences of `segmented`, which follow each other without a gap."""
+    offsets = [np.append(side.starts, len(side.tokens)) for side in (pairs.source, pairs.target)]
+    return dict(zip(ARRAYS, (pairs.source.tokens, offsets[0], pairs.target.tokens, offsets[1]), strict=True))
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray]) -> TokenizedPairs:
+    source_tokens, source_offsets, target_tokens, target_offsets = (arrays[name] for name in ARRAYS)
+    return TokenizedPairs(
+        TokenizedText.from_offsets(source_tokens, source_offsets),
+        TokenizedText.from_offsets(target_tokens, target_offsets),
+    )
+
+
 def main(epoch: int) -> None:
     """The process: read what `SegmentationAhead` wrote from stdin, write the tokens to stdout; both are files."""
     os.nice(NICENESS)
@@ -133,9 +159,7 @@ def main(epoch: int) -> None:
         )
     segmenters = [BPEDropout(TextTokenizer.from_json(j), about["dropout"]) for j in about["tokenizers"]]
     pairs = segmented(ParallelText(sources, targets), segmenters, about["seed"], epoch)
-    arrays: dict[str, Any] = {}
-    for name, side in (("source", pairs.source), ("target", pairs.target)):
-        arrays[f"{name}.tokens"], arrays[f"{name}.offsets"] = side.tokens, np.append(side.starts, len(side.tokens))
+    arrays: dict[str, Any] = _as_arrays(pairs)
     np.savez(sys.stdout.buffer, **arrays)
 
 

@@ -11,6 +11,11 @@ from data.text.segmentation_ahead import SegmentationAhead, segmented
 from data.text.tokenization import TextTokenizer
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="module")
 def text() -> ParallelText:
     return ParallelText.from_pairs(phrasebook_splits()[0][:300])
@@ -47,6 +52,11 @@ def test_another_process_makes_the_next_epoch_and_the_same_of_it(text, tokenizer
     assert here == [0] and ahead._ahead is None  # no more was asked for
     assert_same(ahead.pairs(7), expected(text, tokenizers, 7))  # none that was begun
     assert here == [0, 7]
+    again = SegmentationAhead(text, tokenizers, 0.3, seed=5)  # as a resumed run has it
+    assert_same(again.pairs(0), expected(text, tokenizers, 0))
+    assert here == [0, 7]
+    SegmentationAhead(text, tokenizers, 0.3, seed=6).pairs(0)
+    assert here == [0, 7, 0]
 
 
 def test_where_the_process_fails_or_cannot_begin_the_epoch_is_made_as_it_begins(
