@@ -38,14 +38,14 @@ class GatheredText:
         self.lengths = torch.from_numpy(text.lengths).to(device)
 
     def rows(self, sentences: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Sentences (B,) as rows filled up with padding, (B, width) int64, and where each ends, (B, width) bool."""
+        """Sentences (B,) as rows filled up with padding, (B, width) int32, and where each ends, (B, width) bool."""
         starts = self.starts.index_select(0, sentences).unsqueeze(1)
         lengths = self.lengths.index_select(0, sentences).unsqueeze(1)
         places = torch.arange(width, device=sentences.device)
-        # What a row reads beyond its sentence is masked; beyond the last one there is nothing to read.
+        # What a row reads beyond its sentence is not kept; beyond the last one there is nothing to read.
         wanted = (starts + places).clamp_(max=len(self.tokens) - 1)
-        rows = self.tokens.index_select(0, wanted.view(-1)).view(wanted.shape).long()
-        return rows.masked_fill_(places >= lengths, PAD_ID), places == lengths
+        rows = self.tokens.index_select(0, wanted.view(-1)).view(wanted.shape)
+        return rows.mul_(places < lengths), places == lengths  # PAD_ID is 0: to multiply is quicker than to fill
 
 
 class GatheredPairs:
@@ -63,13 +63,14 @@ class GatheredPairs:
         """
         source, source_ends = self._source.rows(sentences, source_width)
         labels, target_ends = self._target.rows(sentences, target_width)
-        target = torch.empty_like(labels)
+        target = torch.empty(labels.shape, dtype=torch.int64, device=labels.device)
         target[:, 0] = BOS_ID
         target[:, 1:] = labels[:, :-1]
-        labels.masked_fill_(target_ends, EOS_ID)
+        source.add_(source_ends, alpha=EOS_ID)
+        labels.add_(target_ends, alpha=EOS_ID)
         if n_counted < len(sentences):
             labels[n_counted:] = PAD_ID
-        return PairBatch(source.masked_fill_(source_ends, EOS_ID), target, labels)
+        return PairBatch(source.long(), target, labels.long())
 
 
 def size_on_device(pairs: TokenizedPairs) -> int:
