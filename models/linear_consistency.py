@@ -10,12 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from models.linear_cross_entropy import (
-    cross_entropy_sums,
-    product_in_fp32,
-    rows_of_a_chunk,
-    subtract_target_,
-)
+from models.linear_cross_entropy import product_in_fp32, rows_of_a_chunk
 
 
 class _Shares(NamedTuple):
@@ -57,7 +52,7 @@ class _LinearConsistency(torch.autograd.Function):
             log_q = torch.log_softmax(states[chunk_of_q] @ working_weight.t(), 1, dtype=torch.float32)
             for log_probs, share in ((log_p, shares.nll_p), (log_q, shares.nll_q)):
                 if share:
-                    smoothed, nll = cross_entropy_sums(log_probs, label, counted, label_smoothing, spread)
+                    smoothed, nll = _cross_entropy_sums(log_probs, label, counted, label_smoothing, spread)
                     loss += share * smoothed
                     plain += share * nll
             p, q = log_p.exp(), log_q.exp()
@@ -77,7 +72,7 @@ class _LinearConsistency(torch.autograd.Function):
                     (chunk_of_q, gradient_q, q, shares.nll_q),
                 ):
                     if share:
-                        gradient.add_(subtract_target_(probs, label, label_smoothing, spread), alpha=share)
+                        gradient.add_(_subtract_target_(probs, label, label_smoothing, spread), alpha=share)
                     gradient = gradient.mul_(counted).to(states.dtype)
                     states_grad[rows_of] = gradient @ working_weight
                     weight_grad += product_in_fp32(gradient.t(), states[rows_of])
@@ -92,6 +87,27 @@ class _LinearConsistency(torch.autograd.Function):
     def backward(ctx, gradient, *_):
         states_grad, weight_grad = ctx.saved_tensors
         return (states_grad * gradient.to(states_grad.dtype), weight_grad * gradient, *[None] * 7)
+
+
+def _cross_entropy_sums(
+    log_probs: Tensor, label: Tensor, counted: Tensor, label_smoothing: float, spread: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Sums of the label-smoothed cross-entropy and of the plain one over the rows that are `counted`.
+
+    log_probs (rows, V), label and counted (rows, 1); `spread` (V,) as `linear_cross_entropy` has it.
+    """
+    nll = -log_probs.gather(1, label) * counted
+    if spread is None:
+        elsewhere = -log_probs.mean(1, keepdim=True) * counted
+    else:
+        elsewhere = -(log_probs @ spread[:, None]) * counted
+    return (1 - label_smoothing) * nll.sum() + label_smoothing * elsewhere.sum(), nll.sum()
+
+
+def _subtract_target_(probs: Tensor, label: Tensor, label_smoothing: float, spread: Tensor | None) -> Tensor:
+    """Make of probs (rows, V) the gradient of the smoothed cross-entropy with respect to the logits, in place."""
+    gradient = probs.sub_(label_smoothing / probs.shape[1] if spread is None else label_smoothing * spread)
+    return gradient.scatter_add_(1, label, gradient.new_full(label.shape, label_smoothing - 1))
 
 
 @torch.compiler.disable  # as in linear_cross_entropy

@@ -5,6 +5,7 @@ from torch import Tensor
 
 # Logits held at a time. On a CPU a chunk should stay in the cache; on a GPU it only has to fill the device.
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
+SMALLEST = torch.finfo(torch.float32).tiny  # probability that counts: a label that has less costs 87 nats
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -12,31 +13,51 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     The gradient with respect to the logits is softmax - smoothed one-hot: it is at hand in the forward pass,
     so both input gradients are computed there and the (N, V) logits never exist as a whole, in any pass.
-    Log-probabilities are fp32 within a chunk, whatever the precision of the states.
+
+    Each pass over a chunk's logits costs as much as a product, so that there is one, the softmax. It is summed in
+    fp32 and kept in the states' precision; the label's entry and what smoothing takes from all rows alike, which
+    is a product of vectors, are computed apart, in fp32.
     """
 
     @staticmethod
     def forward(ctx, states, weight, labels, label_smoothing, spread, ignore_index, needs_gradient):
         working_weight = weight.to(states.dtype)
+        if spread is None:
+            spread = torch.full((weight.shape[0],), 1 / weight.shape[0], dtype=torch.float32, device=weight.device)
+        spread_word = spread @ weight.float()  # (D,): a state times it is the mean of its logits
+        # What is only evaluated is rounded nowhere, and fp16 has no room for what is unlikely; bf16 has fp32's.
+        in_fp32 = not needs_gradient or states.dtype == torch.float16
         gradients = (torch.zeros_like(states), torch.zeros_like(weight)) if needs_gradient else None
+        sum_of_states = torch.zeros_like(spread_word)
         smoothed = torch.zeros((), dtype=torch.float32, device=states.device)
         plain = torch.zeros_like(smoothed)
         rows = rows_of_a_chunk(weight)
+        row = torch.arange(rows, device=states.device)
         for start in range(0, states.shape[0], rows):
             chunk = slice(start, start + rows)
-            counted = (labels[chunk] != ignore_index)[:, None]
-            label = labels[chunk, None].clamp(min=0)
-            log_probs = torch.log_softmax(states[chunk] @ working_weight.t(), 1, dtype=torch.float32)  # (rows, V)
-            of_chunk = cross_entropy_sums(log_probs, label, counted, label_smoothing, spread)
-            smoothed += of_chunk[0]
-            plain += of_chunk[1]
+            x = states[chunk]
+            counted = labels[chunk] != ignore_index
+            label = row[: len(x)], labels[chunk].clamp(min=0)
+            logits = x @ working_weight.t()  # (rows, V)
+            of_label = logits[label].float()
+            probs = logits.softmax(1, dtype=torch.float32 if in_fp32 else None)
+            prob = probs[label].float().clamp(min=SMALLEST)
+            nll = -prob.log()
+            elsewhere = of_label + nll - x.float() @ spread_word  # mean over the spread of -log p
+            plain += (nll * counted).sum()
+            smoothed += (((1 - label_smoothing) * nll + label_smoothing * elsewhere) * counted).sum()
             if gradients is not None:
                 states_grad, weight_grad = gradients
-                gradient = subtract_target_(log_probs.exp_(), label, label_smoothing, spread)
-                gradient = gradient.mul_(counted).to(states.dtype)
-                states_grad[chunk] = gradient @ working_weight
-                weight_grad += product_in_fp32(gradient.t(), states[chunk])
+                probs[label] = (prob - (1 - label_smoothing)).to(probs.dtype)
+                gradient = probs.to(x.dtype)
+                taken = (label_smoothing * spread_word).to(x.dtype)
+                states_grad[chunk] = (gradient @ working_weight - taken) * counted[:, None]
+                x = x * counted[:, None]
+                weight_grad += product_in_fp32(gradient.t(), x)
+                sum_of_states += x.sum(0, dtype=torch.float32)
         if gradients is not None:
+            taken = torch.outer(spread, sum_of_states).to(weight.dtype)
+            gradients[1].sub_(taken, alpha=label_smoothing)
             ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(plain)
         return smoothed, plain
@@ -50,27 +71,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def rows_of_a_chunk(weight: Tensor) -> int:
     """How many rows of logits are held at a time under the projection `weight` (V, D)."""
     return max(CHUNK_ELEMENTS.get(weight.device.type, 1 << 24) // weight.shape[0], 16)
-
-
-def cross_entropy_sums(
-    log_probs: Tensor, label: Tensor, counted: Tensor, label_smoothing: float, spread: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Sums of the label-smoothed cross-entropy and of the plain one over the rows that are `counted`.
-
-    log_probs (rows, V), label and counted (rows, 1); `spread` (V,) as `linear_cross_entropy` has it.
-    """
-    nll = -log_probs.gather(1, label) * counted
-    if spread is None:
-        elsewhere = -log_probs.mean(1, keepdim=True) * counted
-    else:
-        elsewhere = -(log_probs @ spread[:, None]) * counted
-    return (1 - label_smoothing) * nll.sum() + label_smoothing * elsewhere.sum(), nll.sum()
-
-
-def subtract_target_(probs: Tensor, label: Tensor, label_smoothing: float, spread: Tensor | None) -> Tensor:
-    """Make of probs (rows, V) the gradient of the smoothed cross-entropy with respect to the logits, in place."""
-    gradient = probs.sub_(label_smoothing / probs.shape[1] if spread is None else label_smoothing * spread)
-    return gradient.scatter_add_(1, label, gradient.new_full(label.shape, label_smoothing - 1))
 
 
 def product_in_fp32(a: Tensor, b: Tensor) -> Tensor:

@@ -67,6 +67,31 @@ def test_the_plain_sum_carries_no_gradient_and_no_grad_keeps_none():
         assert not linear_cross_entropy(states, weight, labels)[0].requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_unlikely_label_has_its_loss_and_gradient_in_any_precision(dtype):
+    """40 nats lie below fp16's range of probabilities, 200 below fp32's: then 87 are counted."""
+    for logit, expected in ((40.0, 40.0), (200.0, 87.3)):
+        states = torch.tensor([[logit]], dtype=dtype, requires_grad=True)
+        weight = torch.tensor([[0.0], [1.0], [0.0]], requires_grad=True)
+        loss, plain = linear_cross_entropy(states, weight, torch.tensor([2]))
+        assert plain.item() == pytest.approx(expected, rel=0.01)
+        loss.backward()
+        assert states.grad.item() == pytest.approx(1.0, abs=0.01)
+        torch.testing.assert_close(weight.grad[:, 0], torch.tensor([0.0, logit, -logit]), rtol=0.01, atol=0.01)
+
+
+def test_what_is_evaluated_in_half_precision_is_rounded_nowhere_but_in_the_logits():
+    torch.manual_seed(0)
+    states, weight = torch.randn(400, 16).bfloat16(), torch.randn(300, 16).bfloat16()
+    labels = torch.randint(1, 300, (400,))
+    with torch.no_grad():
+        smoothed, plain = linear_cross_entropy(states, weight, labels, 0.1)
+    logits = (states @ weight.t()).float()
+    torch.testing.assert_close(plain, F.cross_entropy(logits, labels, reduction="sum"), rtol=1e-6, atol=0)
+    expected = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
+    torch.testing.assert_close(smoothed, expected, rtol=1e-4, atol=0)
+
+
 def test_half_precision_states_keep_fp32_sums():
     """2,000 rows at 10 nats sum to more than fp16's 65,504 at a third of them."""
     torch.manual_seed(0)
