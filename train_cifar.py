@@ -451,19 +451,24 @@ def evaluate(
     return metrics, log_probabilities.exp()
 
 
+def draw_curves(run: Run, loop: Loop) -> None:
+    """Write the figures of what was logged, on the main process."""
+    panels = {"loss": ["train/loss", "valid/loss"], "accuracy": ["train/accuracy", "valid/accuracy"]}
+    if run.accelerator.is_main_process:
+        plot_curves(run.metrics_path, run.figures_dir, panels | {"lr": ["lr"], "throughput": [loop.rate_name]})
+
+
 def report_test(run: Run, loop: Loop, model: nn.Module, splits: ImageSplits, mean: Tensor, std: Tensor) -> None:
     """Score the chosen weights on the test split, without and with test-time augmentation; end the run."""
     accelerator, config = run.accelerator, run.config
     run.release_signals()
     load_weights(model, loop.checkpoint_to_test)
-    if accelerator.is_main_process:
-        panels = {"loss": ["train/loss", "valid/loss"], "accuracy": ["train/accuracy", "valid/accuracy"]}
-        plot_curves(run.metrics_path, run.figures_dir, panels | {"lr": ["lr"], "throughput": [loop.rate_name]})
     summary = loop.summary()
     if splits.valid and config.views != "one":
         with_views, _ = evaluate(accelerator, model, splits.valid, mean, std, config, config.views)
         summary["valid/accuracy_views"] = with_views["accuracy"]
     if not config.final_test:
+        draw_curves(run, loop)
         return run.finish_untested(summary, loop.train_seconds, model, step=loop.step)
     metrics, probabilities = evaluate(accelerator, model, splits.test, mean, std, config)
     run.log(prefixed("test", metrics), loop.step, loop.epochs_done)
@@ -473,6 +478,7 @@ def report_test(run: Run, loop: Loop, model: nn.Module, splits: ImageSplits, mea
         with_views, _ = evaluate(accelerator, model, splits.test, mean, std, config, config.views)
         summary |= {"test/accuracy_views": with_views["accuracy"], "views": config.views}
         run.print(f"test accuracy over the views of {config.views!r}: {with_views['accuracy']:.2%}")
+    draw_curves(run, loop)
     if accelerator.is_main_process:
         test = splits.test.to(torch.device("cpu"))
         write_result_figures(run.figures_dir, test.images, test.labels, probabilities.cpu(), splits.class_names)

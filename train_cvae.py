@@ -487,6 +487,20 @@ def evaluate(
     return metrics, latents.cpu(), kl_units.mean(0).cpu()
 
 
+def draw_curves(run: Run, loop: Loop, model: GenerativeModel) -> None:
+    """Write the figures of what was logged, on the main process."""
+    panels = {
+        "loss": ["train/loss"],
+        "elbo": ["valid/elbo"],
+        "terms": ["train/reconstruction", "train/kl"],
+        "kl_levels": [f"train/kl_level_{level}" for level in range(model.cvae.n_levels)],
+        "lr": ["lr"],
+        "throughput": [loop.rate_name],
+    }
+    if run.accelerator.is_main_process:
+        plot_curves(run.metrics_path, run.figures_dir, panels)
+
+
 def report_test(run: Run, loop: Loop, model: GenerativeModel, splits: ImageSplits, judge: Judge | None) -> None:
     """Evaluate the chosen weights on the test split; end the run.
 
@@ -495,14 +509,13 @@ def report_test(run: Run, loop: Loop, model: GenerativeModel, splits: ImageSplit
     accelerator, config, test, valid = run.accelerator, run.config, splits.test, splits.valid
     run.release_signals()
     load_weights(model, loop.checkpoint_to_test)
-    if accelerator.is_main_process:
-        draw_curves(run, loop, model)
     summary = loop.summary()
     if judge and valid:
         targets = draw_targets(model, valid.images, config, Stream.VALIDATION_PIXELS)
         hits = label_hits(accelerator, model, judge, valid.images, targets, valid.labels, config.seed)
         summary |= prefixed("valid", hits)
     if not config.final_test:
+        draw_curves(run, loop, model)
         return run.finish_untested(summary, loop.train_seconds, model, step=loop.step)
     targets = draw_targets(model, test.images, config, Stream.TEST_PIXELS)
     metrics, latents, kl_units = evaluate(accelerator, model, targets, test.labels, config, config.iw_samples)
@@ -521,6 +534,7 @@ def report_test(run: Run, loop: Loop, model: GenerativeModel, splits: ImageSplit
     labels = test.labels.cpu()
     n_classes = len(splits.class_names)
     probed = probe_accuracy(latents[:half], labels[:half], latents[half:], labels[half:], n_classes, seed=0)
+    draw_curves(run, loop, model)
     if accelerator.is_main_process:
         write_figures(run, loop, model, splits, targets, latents, kl_units)
     summary |= prefixed("test", metrics)
@@ -544,19 +558,6 @@ def write_figures(
     write_latent_map(folder / "latent_map.png", latents, test.labels.cpu(), names)
     plot_active_units(folder / "active_units.png", kl_units)
     run.log_figures(sorted(folder.glob("*.png")), loop.step)
-
-
-def draw_curves(run: Run, loop: Loop, model: GenerativeModel) -> None:
-    """Write figures/*.png: curves of the run."""
-    panels = {
-        "loss": ["train/loss"],
-        "elbo": ["valid/elbo"],
-        "terms": ["train/reconstruction", "train/kl"],
-        "kl_levels": [f"train/kl_level_{level}" for level in range(model.cvae.n_levels)],
-        "lr": ["lr"],
-        "throughput": [loop.rate_name],
-    }
-    plot_curves(run.metrics_path, run.figures_dir, panels)
 
 
 def main(config: Config) -> None:

@@ -467,6 +467,13 @@ def draw_data_and_model(
     write_model_summary(run.figures_dir / "model_summary.png", model, images[:1])
 
 
+def draw_curves(run: Run, loop: Loop) -> None:
+    """Write the figures of what was logged, on the main process."""
+    panels = {"loss": ["train/loss", "valid/loss"], "scores": ["valid/dice", "valid/iou"]}
+    if run.accelerator.is_main_process:
+        plot_curves(run.metrics_path, run.figures_dir, panels | {"lr": ["lr"], "throughput": [loop.rate_name]})
+
+
 def report_test(
     run: Run, loop: Loop, model: nn.Module, splits: MaskSplits, mean: Tensor, std: Tensor, n_updates: int
 ) -> None:
@@ -477,10 +484,8 @@ def report_test(
     accelerator, config, class_names = run.accelerator, run.config, splits.class_names
     run.release_signals()
     load_weights(model, loop.checkpoint_to_test)
-    if accelerator.is_main_process:
-        panels = {"loss": ["train/loss", "valid/loss"], "scores": ["valid/dice", "valid/iou"]}
-        plot_curves(run.metrics_path, run.figures_dir, panels | {"lr": ["lr"], "throughput": [loop.rate_name]})
     if not config.final_test:
+        draw_curves(run, loop)
         return run.finish_untested(loop.summary(), loop.train_seconds, model, step=loop.step, close=False)
     metrics, predicted, dice = evaluate(accelerator, model, splits.test, class_names, mean, std, config)
     run.log(prefixed("test", metrics), loop.step, loop.epochs_done)
@@ -494,6 +499,7 @@ def report_test(
         summary |= {f"test/{name}_views": with_views[name] for name in ("dice", "iou")}
         summary["views"] = config.views
         run.print(f"test Dice {with_views['dice']:.4f} over the views of {config.views!r}")
+    draw_curves(run, loop)
     if accelerator.is_main_process:
         splits, predicted = splits.to(torch.device("cpu")), predicted.cpu()
         test, followed = splits.test, splits.valid
