@@ -58,15 +58,18 @@ class _LinearConsistency(torch.autograd.Function):
             p, q = log_p.exp(), log_q.exp()
             apart = log_p.sub_(log_q)
             kl_pq = (p * apart).sum(1, keepdim=True)  # (rows, 1)
-            kl_qp = -(q * apart).sum(1, keepdim=True)
+            kl_qp = -(q * apart).sum(1, keepdim=True) if shares.kl_qp else torch.zeros_like(kl_pq)
             divergence += ((shares.kl_pq * kl_pq + shares.kl_qp * kl_qp) * counted).sum()
             if gradients is not None:
                 states_grad, weight_grad = gradients
                 on_pq, on_qp = strength * shares.kl_pq, strength * shares.kl_qp
                 # With respect to the logits of p, KL(p || q) has p (log p - log q - KL), KL(q || p) has p - q.
                 towards = p - q
-                gradient_p = (apart - kl_pq).mul_(p).mul_(on_pq).add_(towards, alpha=on_qp)
-                gradient_q = apart.add_(kl_qp).mul_(q).mul_(-on_qp).sub_(towards, alpha=on_pq)
+                gradient_p = (apart - kl_pq).mul_(p).mul_(on_pq)
+                gradient_q = towards * -on_pq
+                if on_qp:
+                    gradient_p.add_(towards, alpha=on_qp)
+                    gradient_q.sub_(apart.add_(kl_qp).mul_(q), alpha=on_qp)
                 for rows_of, gradient, probs, share in (
                     (chunk, gradient_p, p, shares.nll_p),
                     (chunk_of_q, gradient_q, q, shares.nll_q),
