@@ -44,6 +44,7 @@ class Config:
     resume: str = ""  # what to go on from
     resume_changes: bool = False  # whatever that makes of it
     eval_only: bool = False  # no training
+    final_test: bool = True  # with the best checkpoint
     find_lr: bool = False  # no run
     profile: bool = False  # once
     tracker: str = "none"  # where metrics go

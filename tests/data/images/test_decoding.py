@@ -29,7 +29,9 @@ def test_other_sizes_are_scaled_by_the_shorter_side_and_cut_in_the_middle():
     wide = random_pixels(1, 64, 128)[0]
     whole = np.asarray(Image.fromarray(wide).resize((64, 32), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(decode_image(encoded(wide), "", 32, 1)[0], whole[:, 16:48])
-    np.testing.assert_array_equal(decode_image(encoded(wide.T.copy()), "", 32, 1)[0], whole[:, 16:48].T)
+    high = decode_image(encoded(wide.T.copy()), "", 32, 1)[0]
+    # Pillow scales in two passes, and before 13 rounds between them.
+    np.testing.assert_allclose(high.astype(int), whole[:, 16:48].T.astype(int), atol=1)
     stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
     middle = decode_image(encoded(stripes), "", 16, 1)[0, :, 2:-2]  # every other column is lost unless averaged
     assert np.abs(middle.astype(int) - 127).max() <= 6
