@@ -132,13 +132,15 @@ def load_text_splits(
     try:
         settings["files"] = {name: [_fingerprint(path) for path in paths] for name, paths in files.items()}
     except OSError:
-        return build()  # whose error names the file and the mend
+        return build()  # which reads what can be read but once, and whose error names what cannot be read at all
     names = [*_SPLITS, *(["test_extra"] if extra_test_files else [])]
     return _cached_splits(content_key(settings, columns), names, build)
 
 
 def _fingerprint(path: str | Path) -> tuple[str, str]:
-    """A file's name, whose ending says how it is read, and a hash of its content."""
+    """A file's name, whose ending says how it is read, and a hash of its content. Raises OSError for a pipe."""
+    if not Path(path).is_file():
+        raise OSError(f"{path} is no file that can be read again")
     with Path(path).open("rb") as file:
         return Path(path).name, hashlib.file_digest(file, "blake2b").hexdigest()
 

@@ -32,13 +32,13 @@ class SegmentationAhead:
     def __init__(
         self, text: ParallelText, tokenizers: tuple[TextTokenizer, TextTokenizer], dropout: float, seed: int
     ):
+        self._ahead: tuple[int, subprocess.Popen, IO[bytes]] | None = None
         self._text, self._tokenizers = text, tokenizers
         self._dropout, self._seed = dropout, seed
         self._segmenters = [BPEDropout(tokenizer, dropout) for tokenizer in tokenizers]
         self._can_begin = True
         self._latest: tuple[int, TokenizedPairs] | None = None
         self._work: IO[bytes] | None = None  # what the process reads: made once, without a name to be removed
-        self._ahead: tuple[int, subprocess.Popen, IO[bytes]] | None = None
 
     def pairs(self, epoch: int, more: bool = False) -> TokenizedPairs:
         """The pairs of `epoch`; where there is `more` to come, those of the next one are begun with."""

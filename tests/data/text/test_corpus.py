@@ -1,4 +1,7 @@
 import gzip
+import os
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +87,30 @@ def test_a_second_start_reads_and_cleans_nothing_unless_a_file_or_a_setting_chan
     (tmp_path / "c.src").unlink()
     with pytest.raises(DataError, match=r"c\.src"):
         load_text_splits("none", "", ("en", "it"), **options)
+
+
+def test_text_that_can_be_read_but_once_is_read_once(tmp_path):
+    text = some_text()
+    pipes = [str(tmp_path / name) for name in ("source", "target")]
+    writers = []
+    for pipe, sentences in zip(pipes, (text.sources, text.targets), strict=True):
+        os.mkfifo(pipe)
+        content = "".join(f"{sentence}\n" for sentence in sentences)
+        writers.append(threading.Thread(target=Path(pipe).write_text, args=(content,), daemon=True))
+        writers[-1].start()
+    splits = load_text_splits("none", "", ("en", "it"), train_files=pipes, valid_fraction=0.1, test_fraction=0.1)
+    assert splits.counts["read"] == 400
+
+
+def test_text_and_tokens_are_mapped_from_the_cache(tmp_path):
+    files = as_files(tmp_path, some_text())
+    for _ in range(2):
+        splits = load_text_splits("none", "", ("en", "it"), train_files=files, test_fraction=0.1)
+        corpus = TranslationCorpus(splits, **SETTINGS)
+        for array in (corpus.train.source.tokens, corpus.test.target.tokens):
+            assert isinstance(array.base, np.memmap)
+        mapped = Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else str(tmp_path)
+        assert str(tmp_path) in mapped
 
 
 def test_a_copy_of_a_data_set_is_read_once_and_again_where_a_file_is_added(tmp_path):
