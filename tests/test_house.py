@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "tools": {"tools", "scripts", "figures", "training", "models", "data"},
     "benchmarks": {"benchmarks", "scripts", "training", "models", "data"},
 }
-MODULES_OF_MODELS = {"torch", "math", "itertools", "functools", "collections", "dataclasses", "typing"}
+MODULES_OF_MODELS = {"torch", "math", "itertools", "functools", "collections", "concurrent", "dataclasses", "typing"}
 
 
 def room(module: str) -> str:
