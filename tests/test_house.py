@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "tools": {"tools", "scripts", "figures", "training", "models", "data"},
     "benchmarks": {"benchmarks", "scripts", "training", "models", "data"},
 }
-MODULES_OF_MODELS = {"torch", "math", "itertools", "functools", "collections", "concurrent", "dataclasses", "typing"}
+STANDARD = {"math", "itertools", "functools", "collections", "concurrent", "dataclasses", "typing"}
+MODULES_OF_MODELS = {"torch"} | STANDARD
 
 
 def room(module: str) -> str:
