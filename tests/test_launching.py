@@ -107,14 +107,18 @@ def launcher(*words, **environment: str) -> subprocess.Popen:
     return start([sys.executable, "-m", *words], **environment)
 
 
-def ends_well(*launchers: subprocess.Popen) -> None:
+def printed_by(*launchers: subprocess.Popen) -> str:
+    """What they print until all have ended, as they shall with exit code 0."""
+    printed = ""
     try:
         for each in launchers:
             out, _ = each.communicate(timeout=200)
             assert each.returncode == 0, out
+            printed += out
     finally:
         for each in launchers:
             each.kill()  # its scripts notice
+    return printed
 
 
 SBATCH = ROOT / "accelerate_configs" / "multi_node.sbatch"
@@ -155,10 +159,10 @@ def test_the_slurm_job_is_bash_and_its_options_come_before_its_commands():
 def test_slurm_joins_two_machines_and_torchrun_two_processes(tmp_path):
     """The job's machines are two launchers on this host, each of which takes the rank that srun gives it."""
     train = command("cifar", tmp_path / "machines", processes=2)
-    ends_well(slurm_job(tmp_path / "slurm", *train))
+    printed_by(slurm_job(tmp_path / "slurm", *train))
     train = command("cifar", tmp_path / "torchrun", processes=2)
     torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", 2, *train]
-    ends_well(launcher(*torchrun, ACCELERATE_MIXED_PRECISION="bf16"))  # multi_node.yaml's
+    printed_by(launcher(*torchrun, ACCELERATE_MIXED_PRECISION="bf16"))  # multi_node.yaml's
     assert [summary(tmp_path / run)["num_processes"] for run in ("machines", "torchrun")] == [2, 2]
     assert_same_weights(tmp_path / "machines", tmp_path / "torchrun", 0)
 
@@ -181,12 +185,10 @@ def test_a_process_killed_at_any_update_is_restarted_and_ends_at_the_weights_of_
     while not metrics.exists() or metrics.read_text().count("\n") < update:
         assert elastic.poll() is None
         time.sleep(0.005)
-    (victim,) = (p for p in psutil.Process(elastic.pid).children() if p.environ()["RANK"] == str(rank))
+    (victim,) = (p for p in psutil.Process(elastic.pid).children() if p.environ().get("RANK") == str(rank))
     victim.kill()
-    out, _ = elastic.communicate(timeout=200)
     told = f"rank {rank} killed after update {update}"
-    assert elastic.returncode == 0, f"{told}: {out}"
-    assert "exitcode: -9" in out, told
+    assert printed_by(elastic).count(" an epoch\n") == 2, f"{told}: said at each start"
     assert_same_weights(run, tmp_path / "whole", 0)
     steps_logged = [line["step"] for line in curve(run) if "train/loss" in line]
     assert steps_logged == list(range(1, 41)), f"{told}: each update stands once"

@@ -1,13 +1,16 @@
 """What the launch asks of Accelerate: how it is told, and whether it was done."""
 
+import functools
 import os
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import DistributedType, is_deepspeed_available
+from torch.distributed import PrefixStore, Store, register_rendezvous_handler, rendezvous
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 # One process tokenises a corpus or trains a judge while the others wait; NCCL would end them after ten minutes.
@@ -22,9 +25,30 @@ def accelerator_handlers() -> list[Any]:
     # Torch 2.13 deprecates the flag, and has nothing yet that leaves buffers alone from the start as well.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     return [
-        InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+        InitProcessGroupKwargs(timeout=LONGEST_WAIT, init_method=_where_to_meet()),
         DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
     ]
+
+
+def _where_to_meet() -> str | None:
+    """The `init_method` of the process group; None for torch's own, by the variables that a launcher sets.
+
+    Where an elastic launcher (`--max_restarts`) starts the processes again, its store still holds the addresses of
+    those that are gone: they may be taken for those of the others, and then all wait for hours. So each attempt
+    keeps its own under a name.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return _way_to_meet(attempt) if attempt else None
+
+
+@functools.cache
+def _way_to_meet(attempt: int) -> str:
+    def meet(url: str, timeout: timedelta = LONGEST_WAIT, **options: Any) -> Iterator[tuple[Store, int, int]]:
+        for store, rank, n_processes in rendezvous("env://", timeout=timeout):
+            yield PrefixStore(f"attempt_{attempt}", store), rank, n_processes
+
+    register_rendezvous_handler(f"attempt{attempt}", meet)  # may be done once in a process
+    return f"attempt{attempt}://"
 
 
 def keep_losses_in_fp32(accelerator: Accelerator) -> None:

@@ -2,9 +2,10 @@ import pytest
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
+from torch.distributed import TCPStore, rendezvous
 
 from training.errors import UsageError
-from training.launch import LONGEST_WAIT, keep_losses_in_fp32, restart_begins_anew
+from training.launch import LONGEST_WAIT, accelerator_handlers, keep_losses_in_fp32, restart_begins_anew
 from training.run import open_accelerator
 
 
@@ -90,3 +91,26 @@ def test_a_launch_for_a_gpu_that_is_not_there_says_so(
 def test_a_run_that_would_be_restarted_from_its_beginning_is_warned_of(monkeypatch, restarts, resume, anew):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
     assert restart_begins_anew(resume) == anew
+
+
+def test_processes_that_are_started_again_do_not_meet_those_of_before(monkeypatch):
+    """The launcher's store outlives them, with the addresses that they left there."""
+    of_the_launcher = TCPStore("127.0.0.1", 0, is_master=True)
+    of_the_launcher.set("address", "of one that is gone")
+    environment = {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    for name, value in {**environment, "MASTER_PORT": str(of_the_launcher.port)}.items():
+        monkeypatch.setenv(name, value)
+    assert accelerator_handlers()[0].init_method is None
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    for _ in range(2):  # as by two runs of one process
+        method = accelerator_handlers()[0].init_method
+    store, rank, n_processes = next(iter(rendezvous(method, rank=1, world_size=2)))
+    assert (rank, n_processes) == (1, 2)
+    assert not store.check(["address"])
+    store.set("address", "of this attempt")
+    assert of_the_launcher.get("address") == b"of one that is gone"
