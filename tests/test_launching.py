@@ -40,7 +40,17 @@ def script(request) -> str:
 def command(script: str, output_dir: Path, *flags, processes: int = 1) -> list[str]:
     """The demo, small, in updates of two parts: of one process that accumulates, or one of each of two."""
     parts = ["--gradient_accumulation_steps", 2 // processes]
-    common = ["--max_train_steps", 4, "--checkpointing_steps", 2, "--checkpoints_total_limit", 0, "--log_every", 1]
+    common = [
+        "--no_final_test",
+        "--max_train_steps",
+        4,
+        "--checkpointing_steps",
+        2,
+        "--checkpoints_total_limit",
+        0,
+        "--log_every",
+        1,
+    ]
     words = [f"train_{script}.py", "demo", *SMALL[script].split(), *parts, *common]
     return list(map(str, [*words, "--tracker", "none", "--output_dir", output_dir, *flags]))
 
