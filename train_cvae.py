@@ -4,8 +4,8 @@
     accelerate launch -q --config_file accelerate_configs/cpu_bf16.yaml train_cvae.py mnist --data_dir mnist
     accelerate launch -q --config_file accelerate_configs/bf16.yaml train_cvae.py cifar10 --compile
 
-The data set lies on the device as uint8. All noise, of the latents and of the binarisation, depends on (seed,
-update) alone and is drawn for the whole update: any number of processes makes the same one.
+The data set lies on the device as uint8, where that has room. All noise, of the latents and of the binarisation,
+depends on (seed, update) alone and is drawn for the whole update: any number of processes makes the same one.
 
 Bounds are of an image, in nats; `bits_per_dim` is the same as bits of one of its values. `valid/elbo` is that of
 training images that are held out, and chooses the checkpoint that is tested (the last one where none are).
@@ -415,7 +415,7 @@ def train_update(
     set_lr(optimizer, lr)
     batch = draw_batch(accelerator.unwrap_model(model), data, config, ids, step)
     weight = kl_weight(config, step, total_steps)
-    n_values = data.images[0].numel()
+    n_values = math.prod(data.images.shape[1:])
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
     micro_batches = list(zip(*(whole.tensor_split(n_parts) for whole in batch), strict=True))
     sums: dict[str, Tensor] = {}
@@ -582,9 +582,6 @@ def main(config: Config) -> None:
     files = {"data.json": json.dumps(described, indent=1)}
     epoch_plan = EpochPlan(update_size, len(splits.train), math.ceil(len(splits.train) / update_size), config.seed)
 
-    def plan(epoch: int, seen: int = 0) -> Sequence[Tensor]:
-        return plan_epoch(len(splits.train), update_size, config.seed, epoch, device, seen)
-
     # --- model and optimizer, new or from a checkpoint
     model = build_within_memory(partial(build_model, config, len(splits.class_names)), device)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
@@ -593,14 +590,19 @@ def main(config: Config) -> None:
     evaluated = weights_to_evaluate(accelerator, model, ema)
     total_steps = place_in_epoch(accelerator, config, state, epoch_plan, checkpoint, "images")
 
-    # --- images on the device, binarised where that is done once
-    on_device = splits.to(device)
+    # --- images on the device where that has room, binarised where that is done once
+    once = config.likelihood == "bernoulli" and config.binarisation == "static"
+    on_device = splits.to(device) if once else splits.near(device, whole_evaluation=True)
     train, valid = on_device.train, on_device.valid
-    if config.likelihood == "bernoulli" and config.binarisation == "static":
+    if once:
         pixels = draw_targets(evaluated, train.images, config, Stream.TRAINING_PIXELS)
         train = replace(train, images=255 * pixels.byte())
     if valid:
         valid_targets = draw_targets(evaluated, valid.images, config, Stream.VALIDATION_PIXELS)
+
+    def plan(epoch: int, seen: int = 0) -> Sequence[Tensor]:
+        return train.ahead(plan_epoch(len(train), update_size, config.seed, epoch, device, seen))
+
     update = partial(train_update, accelerator, model, optimizer, train, config, total_steps)
     if config.find_lr:
         result = find_lr(accelerator, model, optimizer, plan(0), update, count=len)
@@ -616,6 +618,8 @@ def main(config: Config) -> None:
         f"{len(splits.class_names)} classes; {sum(p.numel() for p in model.parameters()):,} parameters; "
         f"{total_steps:,} updates, {epoch_plan.n_updates:,} an epoch"
     )
+    for note in on_device.notes:
+        run.print(note)
     loop = Loop(
         run,
         model,

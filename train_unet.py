@@ -12,7 +12,7 @@ my_pictures: images/NAME.jpg with masks/NAME.png of two classes or more, or one 
 0.902 to 0.912, over test-time views 0.914 to 0.923, 20 to 23 minutes each on two CPU cores (results/unet-*.json).
 These runs trained on all training pictures and tested their last weights.
 
-The pictures lie on the device as uint8 and are augmented there with their masks, a batch at a time. `valid/dice`
+The pictures lie on the device as uint8, where that has room, and are augmented there with their masks. `valid/dice`
 is that of training pictures that are held out, and chooses the checkpoint that is tested (the last one where none
 are). `test/dice` is that of its weights, or of their moving average, over all pixels of the test split at the
 training size, `test/dice_per_image` the mean of the pictures' own, `test/dice_views` with test-time augmentation.
@@ -543,9 +543,10 @@ def train_one(config: Config) -> Accelerator:
     accelerator = begin_run(config)
     device = accelerator.device
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps
+    own_parts = range(accelerator.process_index, n_parts, accelerator.num_processes)
     update_size = config.batch_size * n_parts
 
-    # --- data, on the device
+    # --- data, on the device where that has room
     with local_main_process_first(accelerator):  # the others find the decoded pictures in the cache
         splits = load_splits(config)
     require_trainable(splits, n_parts)
@@ -555,7 +556,7 @@ def train_one(config: Config) -> Accelerator:
         "test": picture_statistics(splits.test, n_classes),
     }
     mean, std = (255 * statistics["train"][name].to(device, torch.float32) for name in ("mean", "std"))
-    splits = splits.to(device)
+    splits = splits.near(device)
     train, valid = splits.train, splits.valid
     augmenter = build_augmenter(config, train, mean, std)
     # What a checkpoint keeps of the data: tools need it, and a resume must find the same.
@@ -567,7 +568,8 @@ def train_one(config: Config) -> Accelerator:
 
     def plan(epoch: int, seen: int = 0) -> Sequence[Tensor]:
         augmenter.draw(epoch)
-        return plan_epoch(len(train), update_size, config.seed, epoch, device, seen)
+        updates = plan_epoch(len(train), update_size, config.seed, epoch, device, seen)
+        return augmenter.ahead(updates, own_parts, n_parts)
 
     # --- model and optimizer, new or from a checkpoint
     model = build_within_memory(partial(build_model, config, n_classes), device)

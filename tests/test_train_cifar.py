@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from two_processes import on_processes
 
 import train_cifar
+from data.images import on_host
 from data.images.drawn_shapes import drawn_shapes
 from data.images.labelled import LabelledImages
 from train_cifar import RECIPES, Config, build_model, build_optimizer, check_side, evaluate
@@ -576,6 +577,27 @@ def test_an_optimizer_has_every_trained_parameter_once(recipe, optimizer):
 
 
 @pytest.mark.figures
+def test_images_that_stay_on_the_host_train_the_same_to_the_bit(train, tmp_path, monkeypatch, capsys):
+    flags = (
+        "--flip",
+        "alternating",
+        "--cutout",
+        "8",
+        "--gradient_accumulation_steps",
+        "2",
+        "--max_train_steps",
+        "6",
+    )
+    assert train(tmp_path / "resident", *flags) == 0
+    assert "memory of the host" not in capsys.readouterr().out
+    monkeypatch.setattr(on_host, "room_on", lambda device: 1000)
+    assert train(tmp_path / "from_host", *flags) == 0
+    assert "has room for 0.0 MiB of data: batches are copied ahead of their use" in capsys.readouterr().out
+    assert curve(tmp_path / "from_host") == curve(tmp_path / "resident")
+    for name, tensor in final_weights(tmp_path / "resident").items():
+        assert torch.equal(tensor, final_weights(tmp_path / "from_host")[name]), name
+
+
 def test_find_lr_suggests_plots_and_starts_no_run(train, tmp_path, capsys):
     assert train(tmp_path / "run", "--find_lr") == 0
     shown = capsys.readouterr().out

@@ -17,6 +17,7 @@ from run_folders import Killed, curve, edit_config, final_weights, summary
 from two_processes import on_processes
 
 import train_unet
+from data.images import on_host
 from data.images.masked import MaskSplit, masks_from_trimaps
 from data.images.textured_shapes import textured_shapes
 from models.segmentation_losses import segmentation_loss
@@ -488,6 +489,18 @@ def test_what_the_border_counts_as_is_seen_in_the_scores(train, tmp_path):
 
 
 @pytest.mark.figures
+def test_images_that_stay_on_the_host_train_the_same_to_the_bit(train, tmp_path, monkeypatch, capsys):
+    flags = ("--background_mix", "0.5", "--cutmix", "0.5", "--gradient_accumulation_steps", "2")
+    assert train(tmp_path / "resident", *flags) == 0
+    assert "memory of the host" not in capsys.readouterr().out
+    monkeypatch.setattr(on_host, "room_on", lambda device: 1000)
+    assert train(tmp_path / "from_host", *flags) == 0
+    assert "has room for 0.0 MiB of data: batches are copied ahead of their use" in capsys.readouterr().out
+    assert curve(tmp_path / "from_host") == curve(tmp_path / "resident")
+    for name, tensor in final_weights(tmp_path / "resident").items():
+        assert torch.equal(tensor, final_weights(tmp_path / "from_host")[name]), name
+
+
 def test_find_lr_suggests_plots_and_starts_no_run(train, tmp_path, capsys):
     assert train(tmp_path / "run", "--find_lr") == 0
     shown = capsys.readouterr().out

@@ -165,7 +165,8 @@ class Loop:
         started = time.perf_counter()
         updates = self.plan(0, 0)
         with preserved_state(self.accelerator, self.model, optimizer):
-            for update in (updates[0], updates[-1]):
+            for place in (0, -1):
+                update = updates[place]
                 for step in (0, self.total_steps - 1):
                     train(update, step, 0.0)
         self.compile_seconds = time.perf_counter() - started

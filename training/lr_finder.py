@@ -6,7 +6,7 @@ exponential growth of the rate and the smoothed loss of fast.ai.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ def find_lr(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: Optimizer,
-    updates: Iterable[Any],
+    updates: Sequence[Any],
     train: Callable[[Any, int, float], tuple[dict[str, Tensor], Tensor]],
     count: Callable[[Any], int],
     max_lr: float = 1.0,
@@ -51,10 +51,11 @@ def find_lr(
     `train(update, step, lr)` returns the sums of this process and the gradient norm; `count(update)` is what the
     sum of the loss is divided by.
     """
-    numbered = enumerate(itertools.cycle(updates))
+    steps = itertools.count()
 
     def mean_loss(lr: float) -> Tensor:
-        step, update = next(numbered)
+        step = next(steps)
+        update = updates[step % len(updates)]
         sums, *_ = train(update, step, lr)
         return sum_over_processes(accelerator, sums["loss"]) / count(update)
 

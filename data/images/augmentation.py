@@ -1,9 +1,10 @@
-"""Augmentation of whole batches of uint8 images, on the device where all of them lie.
+"""Augmentation of whole batches of uint8 images, on the device.
 
 What an example looks like in an epoch depends on (seed, epoch, example id) alone, not on its batch or process.
 Shapes: N images of the data set, B of a batch, C channels, H x W pixels.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,13 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
+from data.images.on_host import RowsOnHost, copied_ahead, share_of
 from data.images.pixels import CHUNK, along_rows
 from data.seeding import Stream, seeded_rng
+
+# What images take on the device beside an augmenter, in multiples of their bytes: themselves, and its copies with
+# a border, of which one is mirrored. With a border of an eighth of the side it is 4.1.
+TIMES_ON_DEVICE = 4
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,38 @@ class Augmentation:
                 raise DataError(f"{flag} {strength} is not between 0 and 1")
 
 
+class _Windows:
+    """The bytes of images with a border, once, and a second time mirrored where that is wanted: (B, H, W, C).
+
+    Every crop of them is one strided window.
+    """
+
+    def __init__(self, images: Tensor, padding: int, n_sides: int):
+        """`images` (N, C, H, W) uint8; two sides are the images and their mirrors."""
+        self.n_images, n_channels, height, width = images.shape
+        rows, columns = (_reflected(length, padding, images.device) for length in (height, width))
+        padded = images[:, :, rows[:, None], columns] if padding else images
+        padded = padded.permute(0, 2, 3, 1)  # (N, H + 2 padding, W + 2 padding, C)
+        stored = torch.empty((n_sides, *padded.shape), dtype=torch.uint8, device=images.device)
+        stored[0] = padded
+        if n_sides == 2:
+            stored[1] = padded.flip(2)
+        # Window s is the image whose first byte is byte s of the store; windows overlap and take no memory.
+        self._strides = stored.stride()  # of the sides, images, rows, columns and channels, in bytes
+        row_stride, row = self._strides[2], width * n_channels
+        n_windows = stored.numel() - (height - 1) * row_stride - row + 1
+        self._windows = stored.as_strided((n_windows, height, row), (1, row_stride, 1))
+
+    def starts(self, images, mirrored, top, left):
+        """Of crops: the number of each one's image, whether its mirror, and the corner. Arrays or tensors alike."""
+        side_stride, image_stride, row_stride, column_stride, _ = self._strides
+        return mirrored * side_stride + images * image_stride + top * row_stride + left * column_stride
+
+    def __getitem__(self, starts: Tensor) -> Tensor:
+        """The crops (B, H, W * C) that begin at the bytes `starts` (B,)."""
+        return self._windows[starts]
+
+
 class Augmenter:
     """Draws an epoch's augmentation of all N images at once, then gives augmented, normalised batches.
 
@@ -53,7 +91,8 @@ class Augmenter:
     channels of the whole image.
 
     `batch` reads each crop as one strided window of the padded bytes. So the bytes lie as (N, H, W, C) on the
-    device, once, and a second time mirrored where flips are asked for.
+    device, once, and a second time mirrored where flips are asked for. Of images that stay on the host
+    (data/images/on_host.py), those of a batch do.
     """
 
     def __init__(self, images: Tensor, augmentation: Augmentation, mean: Tensor, std: Tensor, seed: int):
@@ -68,23 +107,12 @@ class Augmenter:
             raise DataError(f"--crop_padding {padding} is too large for {size}: give at most {side - 1}")
         if augmentation.cutout > side:
             raise DataError(f"--cutout {augmentation.cutout} is too large for {size}: give at most {side}")
-        self.augmentation, self.seed, self.device = augmentation, seed, images.device
+        self.augmentation, self.seed, self.device, self._images = augmentation, seed, images.device, images
+        self._n_sides = 1 if augmentation.flip == "none" else 2
         self._mean, self._std = along_rows(mean, std, self.width, self.device)
 
-        rows, columns = (_reflected(length, padding, self.device) for length in (self.height, self.width))
-        padded = images[:, :, rows[:, None], columns] if padding else images
-        padded = padded.permute(0, 2, 3, 1)  # (N, H + 2 padding, W + 2 padding, C)
-        n_sides = 1 if augmentation.flip == "none" else 2
-        stored = torch.empty((n_sides, *padded.shape), dtype=torch.uint8, device=self.device)
-        stored[0] = padded
-        if n_sides == 2:
-            stored[1] = padded.flip(2)
-        # Window s is the image whose first byte is byte s of the store; windows overlap and take no memory.
-        self._strides = stored.stride()  # of the sides, images, rows, columns and channels, in bytes
-        row_stride, row = self._strides[2], self.width * self.n_channels
-        n_windows = stored.numel() - (self.height - 1) * row_stride - row + 1
-        self._windows = stored.as_strided((n_windows, self.height, row), (1, row_stride, 1))
-
+        # Of all images, or None where they stay on the host.
+        self._windows = None if isinstance(images, RowsOnHost) else _Windows(images, padding, self._n_sides)
         self._row_in_image = _in_image(self.height, padding, 1, self.device)  # (2 padding + 1, H)
         self._column_in_image = _in_image(self.width, padding, self.n_channels, self.device)  # (…, W * C)
         self._square = torch.arange(augmentation.cutout, device=self.device) - augmentation.cutout // 2
@@ -103,12 +131,13 @@ class Augmenter:
             flipped = (self._uniform(0)[0] < 0.5) ^ (epoch % 2 == 1)
         n_shifts = 2 * a.crop_padding + 1
         top, left = (top * n_shifts).astype(np.int64), (left * n_shifts).astype(np.int64)
-        side_stride, image_stride, row_stride, column_stride, _ = self._strides
-        starts = np.arange(self.n_images) * image_stride + top * row_stride + left * column_stride
-        if a.flip != "none":
-            starts += flipped * side_stride
-        self._starts = self._to_device(starts)
-        if a.padding_mode == "zero" and a.crop_padding:
+        if a.flip == "none":
+            flipped = np.zeros_like(flipped)
+        if self._windows is not None:
+            self._starts = self._to_device(self._windows.starts(np.arange(self.n_images), flipped, top, left))
+        else:
+            self._flipped = self._to_device(flipped)
+        if self._windows is None or (a.padding_mode == "zero" and a.crop_padding):
             self._top, self._left = self._to_device(top), self._to_device(left)
         if a.cutout:
             self._cut_row = self._to_device((cut_y * self.height).astype(np.int64))[:, None]
@@ -126,7 +155,7 @@ class Augmenter:
         Never waits for the device.
         """
         a = self.augmentation
-        x = self._windows[self._starts[ids]].float()  # (B, H, W * C)
+        x = self._crops(ids).float()
         if a.brightness or a.contrast:
             x.mul_(self._gain[ids]).add_(self._offset[ids])
         x.sub_(self._mean).div_(self._std)
@@ -142,6 +171,13 @@ class Augmenter:
             x.view(-1, self.n_channels).index_fill_(0, pixels.flatten(), 0.0)
         return x.view(len(ids), self.height, self.width, self.n_channels).permute(0, 3, 1, 2)
 
+    def ahead(self, updates: Sequence[Tensor], own_parts: Iterable[int], n_parts: int) -> Sequence[Tensor]:
+        """The `updates`, image numbers (B,) each.
+
+        Of images that stay on the host, those of this process's parts are copied ahead of their use.
+        """
+        return copied_ahead(updates, share_of(own_parts, n_parts), self._images)
+
     def preview(self, image_id: int, n_epochs: int) -> Tensor:
         """What one image is in each of the first epochs: (n, C, H, W) from 0 to 1.
 
@@ -153,6 +189,14 @@ class Augmenter:
             views.append(self.batch(torch.tensor([image_id], device=self.device)))
         mean, std = (row[: self.n_channels, None, None] for row in (self._mean, self._std))
         return ((torch.cat(views) * std + mean) / 255).clamp(0, 1)
+
+    def _crops(self, ids: Tensor) -> Tensor:
+        """Of images `ids` (B,): (B, H, W * C) uint8."""
+        if self._windows is not None:
+            return self._windows[self._starts[ids]]
+        windows = _Windows(self._images[ids], self.augmentation.crop_padding, self._n_sides)
+        images = torch.arange(len(ids), device=self.device)
+        return windows[windows.starts(images, self._flipped[ids], self._top[ids], self._left[ids])]
 
     def _uniform(self, epoch: int) -> np.ndarray:
         """(7, N) in [0, 1): a column an example, the same however many examples follow it.

@@ -1,9 +1,10 @@
-"""Augmentation of whole batches of uint8 images together with their masks, on the device where all of them lie.
+"""Augmentation of whole batches of uint8 images together with their masks, on the device.
 
 What an example looks like in an epoch depends on (seed, epoch, example id) alone, not on its batch or process.
 Shapes: N images of the data set, B of a batch, square ones of S x S pixels.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from data.errors import DataError
+from data.images.on_host import copied_ahead, share_of
 from data.images.pixels import CHUNK
 from data.seeding import Stream, seeded_rng
 
@@ -78,7 +80,7 @@ class JointAugmenter:
     ):
         """`images` (N, 3, S, S) and `masks` (N, S, S) uint8; `mean` and `std` (3,) in pixel units, 0 to 255.
 
-        Epoch 0 is drawn.
+        They lie on the device, or stay on the host (data/images/on_host.py). Epoch 0 is drawn.
         """
         self.images, self.masks, self.augmentation, self.seed = images, masks, augmentation, seed
         self.n_images, self.device = len(images), images.device
@@ -156,6 +158,21 @@ class JointAugmenter:
             x, masks = torch.where(inside[:, None], others, x), torch.where(inside, other_masks, masks)
         x = x.sub_(self._mean).div_(self._std)
         return x.contiguous(memory_format=torch.channels_last), masks
+
+    def ahead(self, updates: Sequence[Tensor], own_parts: Iterable[int], n_parts: int) -> Sequence[Tensor]:
+        """The `updates` of the epoch that was drawn last, image numbers (B,) each.
+
+        Of images and masks that stay on the host, those that this process's parts show are copied ahead of their
+        use, with the other images that are mixed into them.
+        """
+        a, own = self.augmentation, share_of(own_parts, n_parts)
+        mixed_in = ((a.background_mix, self._other_backgrounds), (a.cutmix, self._others))
+        others = [of_image.cpu() for share, of_image in mixed_in if share]
+
+        def shown(ids: Tensor) -> Tensor:
+            return torch.cat([own(ids), *(of_image[own(ids)] for of_image in others)])
+
+        return copied_ahead(updates, shown, self.images, self.masks)
 
     def preview(self, image_id: int, n_epochs: int) -> tuple[Tensor, Tensor]:
         """What one image is in each of the first epochs: images (n, 3, S, S) from 0 to 1 and masks (n, S, S).

@@ -16,6 +16,7 @@ from data.hub import load_from_hub
 from data.images.decoding import MODES, decode_image, fitted
 from data.images.held_out import held_out_by_hash
 from data.images.layouts import LAYOUTS, read_image_folder
+from data.images.on_host import copied_ahead, kept_on_host, without_room
 from data.images.parquet import rows_of_tables
 from data.images.rows import HELD_OUT, MAX_CLASSES, ImageRows, RowSplits
 from data.memory import require_memory
@@ -41,6 +42,15 @@ class LabelledImages:
         """The same on `device`."""
         return LabelledImages(self.images.to(device), self.labels.to(device))
 
+    def near(self, device: torch.device, images_stay: bool) -> "LabelledImages":
+        """The same for use on `device`; where the images stay on the host, the labels alone lie there."""
+        images = kept_on_host(self.images, device) if images_stay else self.images.to(device)
+        return LabelledImages(images, self.labels.to(device))
+
+    def ahead(self, updates: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The `updates`, image numbers (B,) each; images that stay on the host are copied ahead of their use."""
+        return copied_ahead(updates, lambda ids: ids, self.images)
+
 
 @dataclass(frozen=True)
 class ImageSplits:
@@ -50,6 +60,7 @@ class ImageSplits:
     test: LabelledImages
     class_names: tuple[str, ...]
     valid: LabelledImages | None = None  # held out of the training images; None: nothing is
+    notes: tuple[str, ...] = ()  # a line where images stay on the host
 
     @classmethod
     def of(
@@ -83,6 +94,20 @@ class ImageSplits:
         """The same with all images and labels on `device`."""
         valid = None if self.valid is None else self.valid.to(device)
         return replace(self, train=self.train.to(device), test=self.test.to(device), valid=valid)
+
+    def near(self, device: torch.device, times: int = 1, whole_evaluation: bool = False) -> "ImageSplits":
+        """The same for use on `device`: images lie on it where it has room, else they stay on the host.
+
+        times: what a training image takes there, in multiples of its bytes.
+        whole_evaluation: the test and validation images are wanted as a whole, so they lie on the device anyway.
+        """
+        evaluation_bytes = sum(split.images.numel() for split in (self.test, self.valid) if split is not None)
+        train_stays, others_stay, note = without_room(
+            device, times * self.train.images.numel(), evaluation_bytes, whole_evaluation
+        )
+        train, test = self.train.near(device, train_stays), self.test.near(device, others_stay)
+        valid = None if self.valid is None else self.valid.near(device, others_stay)
+        return replace(self, train=train, test=test, valid=valid, notes=(note,) if note else ())
 
 
 def load_image_splits(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.images.held_out import held_out_by_hash
+from data.images.on_host import kept_on_host, without_room
 from data.images.pixels import channel_statistics
 
 BACKGROUND, PET, BORDER = 0, 1, 2  # values of a trimap, and the classes of a mask
@@ -46,6 +47,12 @@ class MaskSplit:
         """The same on `device`."""
         return MaskSplit(self.images.to(device), self.masks.to(device), self.names)
 
+    def near(self, device: torch.device, stays: bool) -> "MaskSplit":
+        """The same for use on `device`, which pictures and masks lie on, or else they stay on the host."""
+        if not stays:
+            return self.to(device)
+        return MaskSplit(kept_on_host(self.images, device), kept_on_host(self.masks, device), self.names)
+
     def classes(self) -> list[int]:
         """The numbers of the classes that have pixels, rising."""
         return _classes(self.masks)
@@ -82,6 +89,19 @@ class MaskSplits:
         """The same with all pictures and masks on `device`."""
         valid = None if self.valid is None else self.valid.to(device)
         return replace(self, train=self.train.to(device), test=self.test.to(device), valid=valid)
+
+    def near(self, device: torch.device) -> "MaskSplits":
+        """The same for use on `device`: pictures and masks lie on it where it has room, else they stay on the host.
+
+        A line among the notes says so.
+        """
+        n_bytes = [
+            0 if s is None else s.images.numel() + s.masks.numel() for s in (self.train, self.test, self.valid)
+        ]
+        train_stays, others_stay, note = without_room(device, n_bytes[0], sum(n_bytes[1:]), whole_evaluation=False)
+        train, test = self.train.near(device, train_stays), self.test.near(device, others_stay)
+        valid = None if self.valid is None else self.valid.near(device, others_stay)
+        return replace(self, train=train, test=test, valid=valid, notes=self.notes + ((note,) if note else ()))
 
 
 def _classes(masks: Tensor) -> list[int]:
