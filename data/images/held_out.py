@@ -6,7 +6,10 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from data.cache import cached_arrays, content_key
 from data.errors import DataError
+
+LARGE = 1 << 30  # bytes that a process should not hold for itself
 
 
 def held_out_by_hash(
@@ -38,3 +41,16 @@ def held_out_by_hash(
         if is_fair(held_out):
             return held_out
     return first
+
+
+def chosen_rows(rows: Tensor, chosen: Tensor) -> Tensor:
+    """`rows[chosen]` of a tensor (N, ...) uint8 on the host; `chosen` (N,) bool, or numbers of rows.
+
+    A large one is mapped from the cache, as `rows` is that comes from there: processes share its memory.
+    """
+    numbers = torch.arange(len(rows))[chosen]
+    if len(numbers) * rows[:1].numel() < LARGE:
+        return rows[numbers]
+    settings = {"rows": list(rows.shape)}
+    key = content_key(settings, [rows.contiguous().numpy(), numbers.numpy()])
+    return torch.from_numpy(cached_arrays(key, ("rows",), lambda: {"rows": rows[numbers].numpy()})["rows"])

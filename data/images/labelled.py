@@ -14,7 +14,7 @@ from data.cache import cached_arrays, content_key
 from data.errors import DataError
 from data.hub import load_from_hub
 from data.images.decoding import MODES, decode_image, fitted
-from data.images.held_out import held_out_by_hash
+from data.images.held_out import chosen_rows, held_out_by_hash
 from data.images.layouts import LAYOUTS, read_image_folder
 from data.images.on_host import copied_ahead, kept_on_host, without_room
 from data.images.parquet import rows_of_tables
@@ -36,7 +36,7 @@ class LabelledImages:
 
     def select(self, chosen: Tensor) -> "LabelledImages":
         """Those images alone: `chosen` (N,) bool, or numbers of images."""
-        return LabelledImages(self.images[chosen], self.labels[chosen])
+        return LabelledImages(chosen_rows(self.images, chosen), self.labels[chosen])
 
     def to(self, device: torch.device) -> "LabelledImages":
         """The same on `device`."""

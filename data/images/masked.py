@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
-from data.images.held_out import held_out_by_hash
+from data.images.held_out import chosen_rows, held_out_by_hash
 from data.images.on_host import kept_on_host, without_room
 from data.images.pixels import channel_statistics
 
@@ -41,7 +41,7 @@ class MaskSplit:
     def select(self, chosen: Tensor) -> "MaskSplit":
         """Those pictures alone: `chosen` (N,) bool."""
         names = [name for name, is_chosen in zip(self.names, chosen.tolist(), strict=True) if is_chosen]
-        return MaskSplit(self.images[chosen], self.masks[chosen], names)
+        return MaskSplit(chosen_rows(self.images, chosen), chosen_rows(self.masks, chosen), names)
 
     def to(self, device: torch.device) -> "MaskSplit":
         """The same on `device`."""

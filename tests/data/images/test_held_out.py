@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from data.errors import DataError
-from data.images.held_out import held_out_by_hash
+from data.images import held_out as held_out_module
+from data.images.held_out import chosen_rows, held_out_by_hash
 from data.images.labelled import ImageSplits, LabelledImages
 
 
@@ -91,3 +92,13 @@ def test_a_class_that_would_have_none_to_train_on_keeps_its_images():
 def test_few_images_of_one_a_class_all_stay():
     splits = splits_of([0, 1, 2])
     assert splits.with_validation(0.02).valid is None and len(splits.with_validation(0.02).train) == 3
+
+
+def test_many_chosen_rows_are_mapped_from_the_cache_and_are_the_same(monkeypatch, tmp_path):
+    images, chosen = images_of(50), torch.arange(50) % 3 > 0
+    monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path))
+    assert torch.equal(chosen_rows(images, chosen), images[chosen]) and not list(tmp_path.iterdir())
+    monkeypatch.setattr(held_out_module, "LARGE", 33 * 48)
+    for which, n_entries in ((chosen, 1), (chosen.nonzero()[:, 0], 1), (~chosen, 1), (torch.ones(50) > 0, 2)):
+        assert torch.equal(chosen_rows(images, which), images[which])
+        assert len(list(tmp_path.iterdir())) == n_entries
