@@ -179,6 +179,8 @@ def main(config: Config) -> None:
     """Print a line for each size and start."""
     print(f"{'pairs':>12} {'start':>7}" + "".join(f"{name:>14}" for name in COLUMNS))
     for n_pairs in config.pairs:
+        if config.folder:
+            Path(config.folder).mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="corpus-", dir=config.folder or None))
         try:
             files = write_corpus(folder, n_pairs)
