@@ -70,7 +70,10 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     )
     torch.manual_seed(0)
     model = script.build_model(settings, corpus.source_tokenizer.vocab_size, corpus.target_tokenizer.vocab_size)
-    if variant["compile"]:
+    if variant["compile"] == "blocks":
+        for layer in [*model.encoder_layers, *model.decoder_layers]:
+            layer.compile(dynamic=True)
+    elif variant["compile"]:
         model.compile(dynamic=True)
     optimizer = torch.optim.AdamW(model.parameters(), fused=accelerator.mixed_precision != "fp16")
     model, optimizer = accelerator.prepare(model, optimizer)

@@ -46,6 +46,7 @@ def translation(options: Options) -> Finding:
         {"batching": "padded", "compile": False},
         {"+ bucketed": {"batching": "bucketed", "compile": False}},
     )
+    variants["+ compile, block by block instead"] = {**variants["+ compile"], "compile": "blocks"}
     return _compare(options, translation_speed.train_in_turns, config, variants, "target tokens/s", least=20)
 
 

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -301,3 +302,17 @@ def test_ctranslate2_takes_no_lstm(runs, tmp_path, capsys):
     pytest.importorskip("ctranslate2")
     line = refused(capsys, runs["lstm"], tmp_path / "exported", to="ctranslate2")
     assert "--to safetensors" in line and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("length_penalty", "best"), [(1.0, "a long one ."), (0.0, "short")])
+def test_what_the_engine_finds_is_ranked_by_the_length_without_the_end_mark(length_penalty, best):
+    """The log-probabilities -2.1 and -5.1: by 2 and 5 tokens, as the engine counts them, or by 1 and 4."""
+    pytest.importorskip("ctranslate2")
+    from tools.exporting.ctranslate2_model import best_hypothesis
+
+    hypotheses = [["short"], ["a", "long", "one", "."]]
+    scores = [-2.1 / 2**length_penalty, -5.1 / 5**length_penalty]
+    result = SimpleNamespace(hypotheses=hypotheses, scores=scores)
+    assert " ".join(best_hypothesis(result, length_penalty)) == best
+    nothing = SimpleNamespace(hypotheses=[[]], scores=[-0.5])
+    assert best_hypothesis(nothing, length_penalty) == []
