@@ -8,6 +8,7 @@ precision and torch.compile. Each variant trains with the script's own update, t
 (benchmarks/turns.py). "no augmentation" is the line before it without any.
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, take_turns
+from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, speed_over, take_turns
 
 VARIANTS = {
     "picture by picture, fp32": {"resident": False, "channels_last": False, "precision": "no"},
@@ -119,18 +120,15 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
             yield from script.plan_epoch(len(labels), config.batch_size, 0, epoch, device)
 
     stream = updates()
+    steps = itertools.count()
+
+    def train_once() -> int:
+        ids = next(stream)
+        script.train_update(accelerator, model, optimizer, augmenter, labels, settings, ids, next(steps), 1e-3)
+        return len(ids)
 
     def train_for(seconds: float) -> float:
-        synchronize()
-        started, n_images, done = time.perf_counter(), 0, 0
-        while time.perf_counter() - started < seconds or done < 2:
-            ids = next(stream)
-            script.train_update(accelerator, model, optimizer, augmenter, labels, settings, ids, done, 1e-3)
-            n_images, done = n_images + len(ids), done + 1
-            if done % 20 == 0:
-                synchronize()
-        synchronize()
-        return n_images / (time.perf_counter() - started)
+        return speed_over(seconds, train_once, device)
 
     started = time.perf_counter()
     train_for(min(config.seconds, 3.0))  # warm-up: compilation, allocator, caches

@@ -6,6 +6,7 @@ fp32 comes first, then mixed precision, then torch.compile. Each variant trains 
 images on the device, taking turns with the others (benchmarks/turns.py).
 """
 
+import itertools
 import os
 import statistics
 import time
@@ -16,7 +17,7 @@ from typing import Literal
 
 import tyro
 
-from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, take_turns
+from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, speed_over, take_turns
 
 VARIANTS = {
     "fp32": {"precision": "no"},
@@ -64,7 +65,6 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     if variant.get("compile"):
         model.compile()
     model, optimizer = accelerator.prepare(model, optimizer)
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     total_steps = 10**6
     update = partial(script.train_update, accelerator, model, optimizer, data, settings, total_steps)
 
@@ -75,18 +75,15 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
                     yield ids
 
     stream = updates()
+    steps = itertools.count()
+
+    def train_once() -> int:
+        ids = next(stream)
+        update(ids, next(steps), 1e-4)
+        return len(ids)
 
     def train_for(seconds: float) -> float:
-        synchronize()
-        started, n_images, done = time.perf_counter(), 0, 0
-        while time.perf_counter() - started < seconds or done < 2:
-            ids = next(stream)
-            update(ids, done, 1e-4)
-            n_images, done = n_images + len(ids), done + 1
-            if done % 20 == 0:
-                synchronize()
-        synchronize()
-        return n_images / (time.perf_counter() - started)
+        return speed_over(seconds, train_once, device)
 
     started = time.perf_counter()
     train_for(min(config.seconds, 3.0))  # warm-up: compilation, allocator, caches

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, take_turns
+from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, speed_over, take_turns
 
 VARIANTS = {
     "padded, fp32": {"batching": "padded", "precision": "no", "compile": False},
@@ -86,18 +86,13 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     stream = updates()
     steps = itertools.count()
 
+    def train_once() -> int:
+        update = next(stream)
+        script.train_update(accelerator, model, optimizer, settings, None, update, next(steps), 1e-4)
+        return update.target_tokens
+
     def train_for(seconds: float) -> float:
-        synchronize = torch.cuda.synchronize if accelerator.device.type == "cuda" else lambda: None
-        synchronize()
-        started, tokens, done = time.perf_counter(), 0, 0
-        while time.perf_counter() - started < seconds or done < 2:
-            update = next(stream)
-            script.train_update(accelerator, model, optimizer, settings, None, update, next(steps), 1e-4)
-            tokens, done = tokens + update.target_tokens, done + 1
-            if done % 20 == 0:
-                synchronize()
-        synchronize()
-        return tokens / (time.perf_counter() - started)
+        return speed_over(seconds, train_once, accelerator.device)
 
     started = time.perf_counter()
     train_for(min(config.seconds, 5.0))  # warm-up: compilation, allocator, caches

@@ -7,10 +7,14 @@ different moments.
 import multiprocessing
 import os
 import statistics
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a worker sets its precision before torch and Accelerate are imported
+    import torch
 
 Speeds = dict[str, list[float]]  # of each variant, a round's examples per second
 
@@ -38,6 +42,25 @@ def set_backends_of(variant: dict[str, Any]) -> None:
 
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.benchmark = False
+
+
+def speed_over(seconds: float, update: Callable[[], int], device: "torch.device") -> float:
+    """Examples a second of calling `update`, which trains on some and returns how many; two calls or more.
+
+    A GPU is waited for now and then, so that the host does not run ahead of the clock.
+    """
+    import torch
+
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize()
+    started, n_examples, done = time.perf_counter(), 0, 0
+    while time.perf_counter() - started < seconds or done < 2:
+        n_examples += update()
+        done += 1
+        if done % 20 == 0:
+            synchronize()
+    synchronize()
+    return n_examples / (time.perf_counter() - started)
 
 
 def take_turns(

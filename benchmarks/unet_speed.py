@@ -8,6 +8,7 @@ format becomes channels_last, then come mixed precision and torch.compile. Each 
 update, taking turns with the others (benchmarks/turns.py).
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, take_turns
+from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, speed_over, take_turns
 
 VARIANTS = {
     "decoded each epoch, fp32": {"resident": False, "channels_last": False, "precision": "no"},
@@ -138,19 +139,16 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
             yield from plan_epoch(len(train), settings.batch_size, 0, epoch, device)
 
     stream = updates()
+    steps = itertools.count()
     update = partial(script.train_update, accelerator, model, optimizer, augmenter, settings, 1)
 
+    def train_once() -> int:
+        ids = next(stream)
+        update(ids, next(steps), 1e-3)
+        return len(ids)
+
     def train_for(seconds: float) -> float:
-        synchronize()
-        started, n_images, done = time.perf_counter(), 0, 0
-        while time.perf_counter() - started < seconds or done < 2:
-            ids = next(stream)
-            update(ids, done, 1e-3)
-            n_images, done = n_images + len(ids), done + 1
-            if done % 20 == 0:
-                synchronize()
-        synchronize()
-        return n_images / (time.perf_counter() - started)
+        return speed_over(seconds, train_once, device)
 
     started = time.perf_counter()
     sizes = {len(ids): ids for ids in plan_epoch(len(train), settings.batch_size, 0, 0, device)}
