@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from models.linear_cross_entropy import product_in_fp32, rows_of_a_chunk
+from models.linear_cross_entropy import product_in_fp32, rows_of_a_chunk, zeros_for_sums
 
 
 class _Shares(NamedTuple):
@@ -38,7 +38,7 @@ class _LinearConsistency(torch.autograd.Function):
         ctx, states, weight, labels, shares, strength, label_smoothing, spread, ignore_index, needs_gradient
     ):
         working_weight = weight.to(states.dtype)
-        gradients = (torch.zeros_like(states), torch.zeros_like(weight)) if needs_gradient else None
+        gradients = (torch.zeros_like(states), zeros_for_sums(weight)) if needs_gradient else None
         loss = torch.zeros((), dtype=torch.float32, device=states.device)
         plain, divergence = torch.zeros_like(loss), torch.zeros_like(loss)
         n = len(labels)
@@ -80,7 +80,8 @@ class _LinearConsistency(torch.autograd.Function):
                     states_grad[rows_of] = gradient @ working_weight
                     weight_grad += product_in_fp32(gradient.t(), states[rows_of])
         if gradients is not None:
-            ctx.save_for_backward(*gradients)
+            states_grad, weight_grad = gradients
+            ctx.save_for_backward(states_grad, weight_grad.to(weight.dtype))
         loss += strength * divergence
         divergence /= shares.kl_pq + shares.kl_qp
         ctx.mark_non_differentiable(plain, divergence)

@@ -27,7 +27,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         spread_word = spread @ weight.float()  # (D,): a state times it is the mean of its logits
         # What is only evaluated is rounded nowhere, and fp16 has no room for what is unlikely; bf16 has fp32's.
         in_fp32 = not needs_gradient or states.dtype == torch.float16
-        gradients = (torch.zeros_like(states), torch.zeros_like(weight)) if needs_gradient else None
+        gradients = (torch.zeros_like(states), zeros_for_sums(weight)) if needs_gradient else None
         sum_of_states = torch.zeros_like(spread_word)
         smoothed = torch.zeros((), dtype=torch.float32, device=states.device)
         plain = torch.zeros_like(smoothed)
@@ -56,9 +56,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 weight_grad += product_in_fp32(gradient.t(), x)
                 sum_of_states += x.sum(0, dtype=torch.float32)
         if gradients is not None:
-            taken = torch.outer(spread, sum_of_states).to(weight.dtype)
-            gradients[1].sub_(taken, alpha=label_smoothing)
-            ctx.save_for_backward(*gradients)
+            states_grad, weight_grad = gradients
+            taken = torch.outer(spread, sum_of_states).to(weight_grad.dtype)
+            weight_grad.sub_(taken, alpha=label_smoothing)
+            ctx.save_for_backward(states_grad, weight_grad.to(weight.dtype))
         ctx.mark_non_differentiable(plain)
         return smoothed, plain
 
@@ -71,6 +72,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def rows_of_a_chunk(weight: Tensor) -> int:
     """How many rows of logits are held at a time under the projection `weight` (V, D)."""
     return max(CHUNK_ELEMENTS.get(weight.device.type, 1 << 24) // weight.shape[0], 16)
+
+
+def zeros_for_sums(weight: Tensor) -> Tensor:
+    """Where the gradient of `weight` is summed over chunks: in fp32 at least, though FSDP gives weights in bf16."""
+    return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 def product_in_fp32(a: Tensor, b: Tensor) -> Tensor:

@@ -37,6 +37,6 @@ def _process(rank: int, n: int, work: Callable[[Accelerator], Any], folder: Path
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == n
     torch.save(work(accelerator), folder / f"{n}-{rank}.pt")
-    if n > 1:
+    if dist.is_initialized():  # not after a whole run
         dist.barrier()
         dist.destroy_process_group()

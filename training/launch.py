@@ -52,7 +52,7 @@ def _way_to_meet(attempt: int) -> str:
 
 
 def keep_losses_in_fp32(accelerator: Accelerator) -> None:
-    """FSDP calculates in the launch's precision, but sums gradients and returns losses in fp32, as DDP does.
+    """FSDP calculates in the launch's precision, but sums gradients in fp32 and leaves losses in it, as DDP does.
 
     Accelerate's own policy rounds both to bf16, of which a sum of losses has three digits.
     """
@@ -61,9 +61,12 @@ def keep_losses_in_fp32(accelerator: Accelerator) -> None:
 
 
 def fsdp_precision(mixed_precision: str) -> MixedPrecisionPolicy:
-    """The policy for "bf16" or "fp16"."""
+    """The policy for "bf16" or "fp16".
+
+    It holds for each layer: what one hands to the next stays in this precision, as the weights that take it do.
+    """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
-    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32)
+    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def missing_package() -> str | None:

@@ -23,7 +23,7 @@ def test_determinism_is_of_a_run_and_not_of_the_next_one(fresh_accelerate, monke
 
 
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_fsdp_sums_gradients_and_returns_losses_in_fp32(fresh_accelerate, monkeypatch, precision, dtype):
+def test_fsdp_sums_gradients_in_fp32_and_rounds_no_loss(fresh_accelerate, monkeypatch, precision, dtype):
     monkeypatch.setenv("FSDP_VERSION", "2")
     plugin = FullyShardedDataParallelPlugin()
     plugin.set_mixed_precision(precision)  # as Accelerate does
@@ -36,7 +36,8 @@ def test_fsdp_sums_gradients_and_returns_losses_in_fp32(fresh_accelerate, monkey
     monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
     keep_losses_in_fp32(accelerator)
     policy = plugin.mixed_precision_policy
-    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (dtype, torch.float32, torch.float32)
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (dtype, torch.float32, None)
+    assert not policy.cast_forward_inputs  # the shares of label smoothing come in fp32
 
 
 def test_a_launch_that_would_shard_nothing_is_refused(fresh_accelerate, monkeypatch):

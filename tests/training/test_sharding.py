@@ -1,7 +1,19 @@
-"""A model in shards on two processes, as FSDP2 has it: its precision, and the average of its weights."""
+"""A model in shards on two processes, as FSDP2 has it: its precision, the average of its weights, whole runs."""
 
+import json
+import os
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
+from test_accelerate_configs import merged_arguments
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -34,7 +46,8 @@ def in_shards(accelerator: Accelerator) -> dict:
     averages = [p.full_tensor().clone() for p in model.parameters()]
     losses, gradient_dtypes, communications = [], set(), 0
     for n in range(4):
-        loss = model(torch.randn(6, 7, generator=torch.Generator().manual_seed(n)))["loss"]
+        x = torch.randn(6, 7, generator=torch.Generator().manual_seed(n))
+        loss = model(x.bfloat16())["loss"]
         loss.backward()
         gradient_dtypes |= {p.grad.dtype for p in model.parameters()}
         optimizer.step()
@@ -71,3 +84,66 @@ def test_losses_and_gradients_stay_fp32_and_the_average_is_of_shards_until_it_is
         assert found["communications"] == 0
         for gathered, average in zip(found["gathered"], found["averages"], strict=True):
             torch.testing.assert_close(gathered, average)
+
+
+def small_run(accelerator: Accelerator, sharded: bool, folder: Path, resume: str) -> list[float]:
+    """The losses that a run of the translator logs, by the launch file for FSDP or without it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    if sharded:
+        launched = prepare_multi_gpu_env(merged_arguments("fsdp", "--main_process_port", "0"))
+        os.environ |= {key: value for key, value in launched.items() if "FSDP" in key}
+        take_processors_for_gpus()
+    from benchmarks.made_corpus import write_made_corpus
+    from train_translation import RECIPES, main
+
+    main(
+        replace(
+            RECIPES["demo"][1],
+            train_files=write_made_corpus(folder.parent, 400, mean_words=5),
+            d_model=32,
+            d_ff=32,
+            n_heads=2,
+            vocab_size=400,
+            max_tokens=512,
+            valid_sentences=8,
+            max_train_steps=6,
+            checkpointing_steps=3,
+            validate_every=6,
+            log_every=1,
+            ema_decay=0.9,
+            final_test=False,
+            tracker="none",
+            resume=resume,
+            output_dir=str(folder),
+        )
+    )
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+def take_processors_for_gpus() -> None:
+    """Let Accelerate shard on CPUs too, where it would leave the model whole."""
+    opened = PartialState.__init__
+
+    def open_as_gpus(self, cpu: bool = False, **kwargs):
+        is_first = not self.initialized
+        opened(self, cpu, **kwargs)
+        if is_first:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = open_as_gpus
+
+
+@pytest.mark.slow
+def test_a_run_in_shards_trains_as_one_that_is_whole_and_is_resumed(tmp_path):
+    def run(name: str, resume: str = "") -> list[float]:
+        results = tmp_path / f"results-{name}-{resume}"
+        results.mkdir()
+        work = partial(small_run, sharded=name == "sharded", folder=tmp_path / name, resume=resume)
+        return on_processes(2, work, results)[0]
+
+    sharded = run("sharded")
+    assert sharded == pytest.approx(run("whole"), rel=2e-3)  # between the layers there is bf16
+    shutil.rmtree(tmp_path / "sharded" / "checkpoints" / "checkpoint-6")
+    assert run("sharded", resume="latest") == sharded
