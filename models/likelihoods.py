@@ -5,6 +5,7 @@ of a mixture. Everything is computed in fp32 at least, under autocast too. A mod
 learned with the network, so all are modules.
 """
 
+import itertools
 import math
 
 import torch
@@ -180,7 +181,9 @@ class LogisticMixture(Likelihood):
         logits, means, log_scales, coefficients = self._split(parameters)
         n_images, _, channels, height, width = means.shape
         uniforms = _uniforms((n_images, 1 + channels, height, width), parameters, generator)
-        chosen = (logits.softmax(1).cumsum(1) <= uniforms[:, :1]).sum(1).clamp(max=self.n_mixtures - 1)
+        # cumsum is not deterministic on CUDA.
+        cumulative = torch.stack(list(itertools.accumulate(logits.softmax(1).unbind(1))), 1)
+        chosen = (cumulative <= uniforms[:, :1]).sum(1).clamp(max=self.n_mixtures - 1)
         index = chosen[:, None, None]  # (B, 1, 1, H, W)
         means, log_scales, coefficients = (
             t.gather(1, index.expand(-1, 1, t.shape[2], -1, -1)) for t in (means, log_scales, coefficients)

@@ -81,10 +81,16 @@ def epoch_of_en_it(options: Options) -> Finding:
     )
 
 
+SMALL_BATCHES = ["--max_tokens", "512", "--valid_sentences", "8"]
 SMALL_TRANSFORMER = ["--d_model", "32", "--d_ff", "32", "--n_heads", "2", "--vocab_size", "400"]
-SHORT = ["--max_tokens", "512", "--valid_sentences", "8", "--no_final_test", "--log_every", "1"]
-TINY_TRANSLATION = ["demo", *SMALL_TRANSFORMER, *SHORT, "--dropout", "0.1"]
-TINY_CIFAR = ["demo", "--speednet_widths", "8", "8", "8", "--batch_size", "100", "--log_every", "1"]
+QUICK = ["--no_final_test", "--log_every", "1"]
+TINY_TRANSLATION = ["demo", *QUICK, *SMALL_TRANSFORMER, *SMALL_BATCHES, "--dropout", "0.1"]
+TINY_RUNS = {
+    "train_translation": TINY_TRANSLATION,
+    "train_cifar": ["demo", *QUICK, "--speednet_widths", "8", "8", "8", "--batch_size", "100"],
+    "train_unet": ["demo", *QUICK, "--image_size", "32", "--width", "8", "--batch_size", "8"],
+    "train_cvae": ["demo", *QUICK, "--width", "16", "--batch_size", "32"],
+}
 
 
 def two_processes_equal_accumulation(options: Options) -> Finding:
@@ -120,14 +126,16 @@ def overflow_in_fp16_is_resumed(options: Options) -> Finding:
 
 
 def deterministic_runs_are_equal(options: Options) -> Finding:
-    """The same command twice with --deterministic: the same weights, to the bit."""
+    """Each script's command twice with --deterministic: the same weights, to the bit."""
     folder = options.made("deterministic")
-    commands = {"train_translation": TINY_TRANSLATION, "train_cifar": TINY_CIFAR}
     apart = {}
-    for script, flags in commands.items():
+    for script, flags in TINY_RUNS.items():
         runs = [folder / f"{script}-{number}" for number in (1, 2)]
+        processes = []
         for run in runs:
-            _altered(_processes(1), "bf16", script, run, *flags, "--max_train_steps", "8", "--deterministic")
+            steps = ("--max_train_steps", "8", "--deterministic")
+            processes += _start(_processes(1), "bf16", script, run, *flags, *steps)
+        _check(processes)
         apart[script] = _largest_difference(*runs)
     return Finding(
         ", ".join(f"{script} {difference:.0e} apart" for script, difference in apart.items()),
@@ -257,11 +265,18 @@ def _processes(n: int) -> list[dict[str, str]]:
 
 
 def _check(processes: list[subprocess.Popen], code: int = 0) -> None:
-    """Wait for all. Raises RuntimeError with the end of what was printed where one ends by another exit code."""
+    """Wait for all. Where one ends by another exit code, print all output and raise RuntimeError with the error."""
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode != code for process in processes):
         codes = [process.returncode for process in processes]
-        raise RuntimeError(f"exit codes {codes}: {' | '.join(output[-600:] for output in outputs)}")
+        print(*outputs, sep="\n---\n")
+        raise RuntimeError(f"exit codes {codes}: {' | '.join(_error_in(output) for output in outputs)}")
+
+
+def _error_in(output: str) -> str:
+    """The last line that names an error: a launcher of several processes says more after it."""
+    lines = [line for line in output.splitlines() if "Error: " in line or line.startswith("error: ")]
+    return lines[-1] if lines else output[-600:]
 
 
 def _wait_until(holds, processes: list[subprocess.Popen], seconds: float = 120.0) -> None:
