@@ -633,7 +633,7 @@ def main(config: Config) -> None:
         patience=config.patience,
         files=files,
     )
-    loop.compile_ahead(optimizer, update)
+    loop.warm_up(optimizer, update)
     for ids in loop:
         if loop.due("validate") and valid:
             metrics, *_ = evaluate(accelerator, evaluated, valid_targets, valid.labels, config)

@@ -863,7 +863,7 @@ def main(config: Config) -> None:
         validations_kept=config.average_checkpoints,
         files=files,
     )
-    # No loop.compile_ahead(..): shapes come and go over an epoch, so with --compile the first updates wait.
+    # No loop.warm_up(..): shapes come and go over an epoch, so the first updates wait, with --compile longest.
     for batch in loop:
         if loop.due("validate"):
             metrics, translations = evaluate(

@@ -609,7 +609,7 @@ def train_one(config: Config) -> Accelerator:
         patience=config.patience,
         files=files,
     )
-    loop.compile_ahead(optimizer, update)
+    loop.warm_up(optimizer, update)
     for ids in loop:
         if loop.due("validate") and valid:
             metrics, predicted, _ = evaluate(accelerator, evaluated, valid, class_names, mean, std, config)

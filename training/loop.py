@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -100,7 +101,7 @@ class Loop:
         self._checkpoint_is_due = False
         self._logs = False
         self._signalled = False
-        self.compile_seconds = 0.0
+        self.warm_up_seconds = 0.0
 
     # -- where the run stands -----------------------------------------------------------------------------
 
@@ -140,10 +141,10 @@ class Loop:
         return f"train/{self.unit}_per_second"
 
     def summary(self) -> dict[str, float]:
-        """What the summary of a run says of its training: the best validation, the time to compile."""
+        """What the summary of a run says of its training: the best validation, the time to warm up."""
         values = {f"best/{name}": value for name, value in (self.best or {}).items()}
-        if self.compile_seconds:
-            values["compile_seconds"] = round(self.compile_seconds, 2)
+        if self.warm_up_seconds:
+            values["warm_up_seconds"] = round(self.warm_up_seconds, 2)
         return values
 
     @property
@@ -154,13 +155,14 @@ class Loop:
         assert chosen is not None  # the last round saved one, or --eval_only names one
         return chosen
 
-    def compile_ahead(self, optimizer: Optimizer, train: Callable[[Any, int, float], Any]) -> None:
-        """With `--compile`, train on some updates before the clock runs, so that all shapes are compiled; undo it.
+    def warm_up(self, optimizer: Optimizer, train: Callable[[Any, int, float], Any]) -> None:
+        """On a GPU or with `--compile`, train on some updates before the clock runs, and undo it.
 
-        `train(update, step, lr)` is called with the first update of an epoch and with the last, which is smaller
-        where an epoch does not divide evenly, as of the first step and of the last.
+        A GPU loads each kernel at its first use and cuDNN tries its algorithms on each new shape, which takes
+        seconds; the compiler takes longer. `train(update, step, lr)` is called with the first update of an epoch
+        and with the last, which is smaller where an epoch does not divide evenly, as of the first step and the last.
         """
-        if self.last or not self.config.compile:
+        if self.last or not (self.config.compile or self.accelerator.device.type == "cuda"):
             return
         started = time.perf_counter()
         updates = self.plan(0, 0)
@@ -169,7 +171,9 @@ class Loop:
                 update = updates[place]
                 for step in (0, self.total_steps - 1):
                     train(update, step, 0.0)
-        self.compile_seconds = time.perf_counter() - started
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.warm_up_seconds = time.perf_counter() - started
 
     # -- the rounds ---------------------------------------------------------------------------------------
 

@@ -132,7 +132,7 @@ def train(fresh_accelerate, monkeypatch, clock):
             files={"note.txt": "x"},
             **options,
         )
-        loop.compile_ahead(optimizer, train_update)
+        loop.warm_up(optimizer, train_update)
         for ids in loop:
             if loop.due("validate"):
                 clock(1000.0)
@@ -470,14 +470,14 @@ def test_a_checkpoint_of_before_names_and_skips_were_kept_is_resumed(train, tmp_
     assert trial.loop.train_seconds == 10
 
 
-def test_compiling_ahead_tries_the_first_and_the_last_update_and_leaves_no_trace(train, tmp_path):
+def test_warming_up_tries_the_first_and_the_last_update_and_leaves_no_trace(train, tmp_path):
     trial = train(tmp_path / "compiled", compile=True)
     plain = train(tmp_path / "plain")
     assert trial.steps("update")[:4] == [0, 9, 0, 9]  # as of the first step and of the last, before the clock runs
     assert trial.events[4:] == plain.events
     assert curve(tmp_path / "compiled") == curve(tmp_path / "plain")
-    assert trial.loop.train_seconds == 10 and trial.loop.summary()["compile_seconds"] >= 0
-    assert "compile_seconds" not in plain.loop.summary()
+    assert trial.loop.train_seconds == 10 and trial.loop.summary()["warm_up_seconds"] >= 0
+    assert "warm_up_seconds" not in plain.loop.summary()
     assert train(tmp_path / "compiled", compile=True, resume=True).events == []  # nothing is left to train
 
 
