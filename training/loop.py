@@ -160,7 +160,7 @@ class Loop:
 
         A GPU loads each kernel at its first use and cuDNN tries its algorithms on each new shape, which takes
         seconds; the compiler takes longer. `train(update, step, lr)` is called with the first update of an epoch
-        and with the last, which is smaller where an epoch does not divide evenly, as of the first step and the last.
+        and with the last, which is smaller where an epoch does not divide evenly, as of the first step and last.
         """
         if self.last or not (self.config.compile or self.accelerator.device.type == "cuda"):
             return
