@@ -20,7 +20,15 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, speed_over, take_turns
+from benchmarks.turns import (
+    load_of_device,
+    ratio_text,
+    serve_turns,
+    set_backends_of,
+    set_precision,
+    speed_over,
+    take_turns,
+)
 
 VARIANTS = {
     "picture by picture, fp32": {"resident": False, "channels_last": False, "precision": "no"},
@@ -149,6 +157,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         "device": str(device),
         "seconds_a_batch": seconds_a_batch(),
         "n_parameters": sum(p.numel() for p in model.parameters()),
+        **load_of_device(train_once, device),
     }
     serve_turns(connection, ready, train_for)
 

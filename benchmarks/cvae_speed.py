@@ -17,7 +17,15 @@ from typing import Literal
 
 import tyro
 
-from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, speed_over, take_turns
+from benchmarks.turns import (
+    load_of_device,
+    ratio_text,
+    serve_turns,
+    set_backends_of,
+    set_precision,
+    speed_over,
+    take_turns,
+)
 
 VARIANTS = {
     "fp32": {"precision": "no"},
@@ -92,6 +100,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         "device": str(device),
         "batch_size": settings.batch_size,
         "n_parameters": sum(p.numel() for p in model.parameters()),
+        **load_of_device(train_once, device),
     }
     serve_turns(connection, ready, train_for)
 

@@ -17,7 +17,15 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, speed_over, take_turns
+from benchmarks.turns import (
+    load_of_device,
+    ratio_text,
+    serve_turns,
+    set_backends_of,
+    set_precision,
+    speed_over,
+    take_turns,
+)
 
 VARIANTS = {
     "padded, fp32": {"batching": "padded", "precision": "no", "compile": False},
@@ -100,6 +108,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         "warm_up_seconds": time.perf_counter() - started,
         "padding": planner.padding_share(planner.plan_epoch(0)),
         "n_parameters": sum(p.numel() for p in model.parameters()),
+        **load_of_device(train_once, accelerator.device),
         "device": str(accelerator.device),
     }
     serve_turns(connection, ready, train_for)

@@ -63,6 +63,36 @@ def speed_over(seconds: float, update: Callable[[], int], device: "torch.device"
     return n_examples / (time.perf_counter() - started)
 
 
+def load_of_device(update: Callable[[], int], device: "torch.device", n_updates: int = 5) -> dict[str, float]:
+    """Of calls of `update`, on a GPU: milliseconds each, kernels each, and the share of the time that they fill.
+
+    Where the share is small, the host is what is waited for. Without a GPU there is nothing to tell.
+    """
+    import torch
+    from torch.autograd import DeviceType
+
+    if device.type != "cuda":
+        return {}
+    update()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(n_updates):
+        update()
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(n_updates):
+            update()
+        torch.cuda.synchronize()
+    kernels = [event for event in profile.events() or [] if event.device_type == DeviceType.CUDA]
+    busy = sum(event.time_range.elapsed_us() for event in kernels) / 1e6
+    return {
+        "milliseconds": 1e3 * seconds / n_updates,
+        "kernels": len(kernels) / n_updates,
+        "device_busy": busy / seconds,
+    }
+
+
 def take_turns(
     worker: Callable, config: Any, variants: dict[str, Any], rounds: int, seconds: float, at_once: bool = False
 ) -> tuple[Speeds, dict[str, dict]]:

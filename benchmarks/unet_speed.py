@@ -21,7 +21,15 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks.turns import ratio_text, serve_turns, set_backends_of, set_precision, speed_over, take_turns
+from benchmarks.turns import (
+    load_of_device,
+    ratio_text,
+    serve_turns,
+    set_backends_of,
+    set_precision,
+    speed_over,
+    take_turns,
+)
 
 VARIANTS = {
     "decoded each epoch, fp32": {"resident": False, "channels_last": False, "precision": "no"},
@@ -174,6 +182,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         "seconds_a_batch": seconds_a_batch(),
         "batch_size": settings.batch_size,
         "n_parameters": sum(p.numel() for p in model.parameters()),
+        **load_of_device(train_once, device),
     }
     serve_turns(connection, ready, train_for)
 

@@ -203,14 +203,30 @@ def updates_of_small_models(options: Options) -> Finding:
             "launches": _launches(profile) / 2,
             "graph_launches": sum(event.name == "cudaGraphLaunch" for event in events) / 2,
         }
-    slowest = max(numbers, key=lambda name: numbers[name]["milliseconds"])
     median = statistics.median(value["milliseconds"] for value in numbers.values())
+    slowest = max(numbers, key=lambda name: numbers[name]["milliseconds"])
+    operation = 1e6 * _seconds_of_an_operation()
+    numbers["one operation"] = {"microseconds": round(operation, 2)}
     return Finding(
-        f"median {median:.1f} ms an update; slowest {slowest}: {numbers[slowest]['milliseconds']:.1f} ms, "
-        f"{numbers[slowest]['launches']:.0f} launches",
+        f"{operation:.1f} us an operation, median {median:.1f} ms an update; slowest {slowest}: "
+        f"{numbers[slowest]['milliseconds']:.1f} ms, {numbers[slowest]['launches']:.0f} launches",
         None,
         numbers,
     )
+
+
+def _seconds_of_an_operation(times: int = 5000) -> float:
+    """What the host takes for the least that it can ask of the device."""
+    x = torch.zeros(1, device=DEVICE)
+    laps = []
+    for _ in range(3):
+        started = time.perf_counter()
+        for _ in range(times):
+            x.add_(1.0)
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        laps.append((time.perf_counter() - started) / times)
+    return min(laps)
 
 
 def _tiny_runs() -> dict[str, Any]:

@@ -33,6 +33,25 @@ def _steps(first: str, before: dict[str, Any], after: dict[str, dict[str, Any]])
 
 def translation(options: Options) -> Finding:
     """The size of opus-en-it, on made sentences as long as those of books."""
+    before, after = {"batching": "padded"}, {"+ bucketed": {"batching": "bucketed"}}
+    variants = _steps("padded, fp32", before, after)
+    del variants["+ compile"]  # a task of its own: it gets ready for longer than the others train
+    variants = {name: {**variant, "compile": False} for name, variant in variants.items()}
+    config = _translation_config(options)
+    return _compare(options, translation_speed.train_in_turns, config, variants, "target tokens/s", least=20)
+
+
+def compiled_translation(options: Options) -> Finding:
+    """The same model compiled, whole and layer by layer, against one that is not."""
+    ways = {BEST: False, "+ compile": True, "+ compile, block by block instead": "blocks"}
+    variants = {
+        name: {"batching": "bucketed", "precision": BEST, "compile": compiled} for name, compiled in ways.items()
+    }
+    config = _translation_config(options)
+    return _compare(options, translation_speed.train_in_turns, config, variants, "target tokens/s")
+
+
+def _translation_config(options: Options) -> translation_speed.Config:
     n_pairs = 300 if options.tiny else 12_000
     files = options.train_files or write_made_corpus(options.made("corpus"), n_pairs)
     config = translation_speed.Config(d_model=512, n_heads=8, n_layers=6, d_ff=2048, max_tokens=8192)
@@ -40,14 +59,7 @@ def translation(options: Options) -> Finding:
         config = translation_speed.Config(
             d_model=32, n_heads=2, n_layers=1, d_ff=32, max_tokens=512, vocab_size=600
         )
-    config = replace(config, train_files=tuple(files))
-    variants = _steps(
-        "padded, fp32",
-        {"batching": "padded", "compile": False},
-        {"+ bucketed": {"batching": "bucketed", "compile": False}},
-    )
-    variants["+ compile, block by block instead"] = {**variants["+ compile"], "compile": "blocks"}
-    return _compare(options, translation_speed.train_in_turns, config, variants, "target tokens/s", least=20)
+    return replace(config, train_files=tuple(files))
 
 
 def classifiers(model: Literal["speednet", "resnet"]) -> Callable[[Options], Finding]:
@@ -95,6 +107,33 @@ def cvae(options: Options) -> Finding:
     return _compare(options, cvae_speed.train_in_turns, config, _steps("fp32", {}, {}), "images/s")
 
 
+def load_by_script(options: Options) -> Finding:
+    """Whether the device or the host is what an update waits for, model by model, each in its best eager form."""
+    on_device = {"resident": True, "channels_last": True}
+    classifier = cifar_speed.Config(data_dir=options.cifar_dir)
+    workers: dict[str, tuple[Callable, Any, dict[str, Any]]] = {
+        "Transformer": (
+            translation_speed.train_in_turns,
+            _translation_config(options),
+            {"batching": "bucketed", "compile": False},
+        ),
+        "SpeedNet": (cifar_speed.train_in_turns, replace(classifier, model="speednet", batch_size=2000), on_device),
+        "ResNet": (cifar_speed.train_in_turns, replace(classifier, model="resnet", batch_size=500), on_device),
+        "U-Net": (unet_speed.train_in_turns, unet_speed.Config(data_dir=options.pet_dir), on_device),
+        "VAE": (cvae_speed.train_in_turns, cvae_speed.Config(), {}),
+    }
+    numbers = {}
+    for name, (worker, config, variant) in workers.items():
+        speeds, ready = take_turns(worker, config, {name: {**variant, "precision": BEST}}, 1, options.seconds)
+        load = {key: round(ready[name][key], 3) for key in ("milliseconds", "kernels", "device_busy")}
+        numbers[name] = {"examples_per_second": round(speeds[name][0], 1), **load}
+    told = [
+        f"{name} {load['milliseconds']:.1f} ms, {load['kernels']:.0f} kernels, {load['device_busy']:.0%} busy"
+        for name, load in numbers.items()
+    ]
+    return Finding("; ".join(told), None, numbers)
+
+
 def _compare(
     options: Options,
     worker: Callable,
@@ -140,7 +179,9 @@ def _ratio(speeds: Speeds, name: str, to: str) -> float:
 
 NOT_SLOWER = "no step slower than the one before"
 SPEED = [
+    Task("what an update waits for", "kept on record", load_by_script, timed=True, needs_cuda=True),
     Task("translation, 6+6 layers of 512", f"20 times padded fp32; {NOT_SLOWER}", translation, timed=True),
+    Task("the same, compiled", NOT_SLOWER, compiled_translation, timed=True, needs_cuda=True),
     Task("U-Net", NOT_SLOWER, unet, timed=True),
     Task("VAE for CIFAR-10", NOT_SLOWER, cvae, timed=True),
     Task("SpeedNet", NOT_SLOWER, classifiers("speednet"), timed=True),

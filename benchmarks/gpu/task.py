@@ -11,10 +11,10 @@ from pathlib import Path
 
 from benchmarks.gpu.card import Finding, Options, Task
 from benchmarks.gpu.checks import CHECKS, DEVICE, HOST_TIME
-from benchmarks.gpu.runs import RUNS
+from benchmarks.gpu.runs import EPOCH, RUNS
 from benchmarks.gpu.speed import SPEED
 
-CARD = {task.name: task for task in [*CHECKS, *RUNS, *SPEED, HOST_TIME]}
+CARD = {task.name: task for task in [*CHECKS, *RUNS, HOST_TIME, *SPEED, EPOCH]}
 
 
 def find(task: Task, options: Options) -> Finding:
