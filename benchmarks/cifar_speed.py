@@ -21,6 +21,7 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks.turns import (
+    compile_as,
     load_of_device,
     ratio_text,
     serve_turns,
@@ -116,8 +117,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         batch_of = augmenter.batch
         augmenter.batch = lambda ids: batch_of(ids).contiguous()
     optimizer = script.build_optimizer(model, settings, accelerator.mixed_precision)
-    if variant.get("compile"):
-        model.compile()
+    compile_as(variant, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 

@@ -18,6 +18,7 @@ from typing import Literal
 import tyro
 
 from benchmarks.turns import (
+    compile_as,
     load_of_device,
     ratio_text,
     serve_turns,
@@ -70,8 +71,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     model = script.build_model(settings, 10)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     optimizer = script.build_optimizer(model, settings, accelerator.mixed_precision)
-    if variant.get("compile"):
-        model.compile()
+    compile_as(variant, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     total_steps = 10**6
     update = partial(script.train_update, accelerator, model, optimizer, data, settings, total_steps)

@@ -44,6 +44,12 @@ def set_backends_of(variant: dict[str, Any]) -> None:
         torch.backends.cudnn.benchmark = False
 
 
+def compile_as(variant: dict[str, Any], model: "torch.nn.Module") -> None:
+    """Have `model` compiled where `variant` says so; "graphs": each pass as one CUDA graph."""
+    if variant.get("compile"):
+        model.compile(mode="reduce-overhead" if variant["compile"] == "graphs" else None)
+
+
 def speed_over(seconds: float, update: Callable[[], int], device: "torch.device") -> float:
     """Examples a second of calling `update`, which trains on some and returns how many; two calls or more.
 

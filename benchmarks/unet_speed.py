@@ -22,6 +22,7 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks.turns import (
+    compile_as,
     load_of_device,
     ratio_text,
     serve_turns,
@@ -136,8 +137,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         batch_of = augmenter.batch
         augmenter.batch = lambda *args: tuple(part.contiguous() for part in batch_of(*args))
     optimizer = script.build_optimizer(model, settings, accelerator.mixed_precision)
-    if variant.get("compile"):
-        model.compile()
+    compile_as(variant, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 

@@ -19,6 +19,7 @@ LOSS_ALLOWED = 0.97  # a variant below this share of the speed of the one before
 PLAIN = {"precision": "no", "plain": True}  # torch's defaults: no TF32 in matrix products, cuDNN does not try out
 LOW = [("+ fp16", "fp16"), *([("+ bf16 instead", "bf16")] if BF16_IS_NATIVE else [])]
 BEST = LOW[-1][1]
+ON_DEVICE = {"resident": True, "channels_last": True}
 
 
 def _steps(first: str, before: dict[str, Any], after: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -107,9 +108,19 @@ def cvae(options: Options) -> Finding:
     return _compare(options, cvae_speed.train_in_turns, config, _steps("fp32", {}, {}), "images/s")
 
 
+def with_graphs(worker: Callable, config: Any, variant: dict[str, Any]) -> Callable[[Options], Finding]:
+    """For a small model: eager, compiled, and its kernels launched as CUDA graphs, which spares the host."""
+
+    def find(options: Options) -> Finding:
+        ways = {BEST: False, "+ compile": True, "+ CUDA graphs": "graphs"}
+        variants = {name: {**variant, "precision": BEST, "compile": way} for name, way in ways.items()}
+        return _compare(options, worker, config, variants, "images/s")
+
+    return find
+
+
 def load_by_script(options: Options) -> Finding:
     """Whether the device or the host is what an update waits for, model by model, each in its best eager form."""
-    on_device = {"resident": True, "channels_last": True}
     classifier = cifar_speed.Config(data_dir=options.cifar_dir)
     workers: dict[str, tuple[Callable, Any, dict[str, Any]]] = {
         "Transformer": (
@@ -117,9 +128,9 @@ def load_by_script(options: Options) -> Finding:
             _translation_config(options),
             {"batching": "bucketed", "compile": False},
         ),
-        "SpeedNet": (cifar_speed.train_in_turns, replace(classifier, model="speednet", batch_size=2000), on_device),
-        "ResNet": (cifar_speed.train_in_turns, replace(classifier, model="resnet", batch_size=500), on_device),
-        "U-Net": (unet_speed.train_in_turns, unet_speed.Config(data_dir=options.pet_dir), on_device),
+        "SpeedNet": (cifar_speed.train_in_turns, replace(classifier, model="speednet", batch_size=2000), ON_DEVICE),
+        "ResNet": (cifar_speed.train_in_turns, replace(classifier, model="resnet", batch_size=500), ON_DEVICE),
+        "U-Net": (unet_speed.train_in_turns, unet_speed.Config(data_dir=options.pet_dir), ON_DEVICE),
         "VAE": (cvae_speed.train_in_turns, cvae_speed.Config(), {}),
     }
     numbers = {}
@@ -186,4 +197,18 @@ SPEED = [
     Task("VAE for CIFAR-10", NOT_SLOWER, cvae, timed=True),
     Task("SpeedNet", NOT_SLOWER, classifiers("speednet"), timed=True),
     Task("ResNet", NOT_SLOWER, classifiers("resnet"), timed=True),
+    Task(
+        "SpeedNet by CUDA graphs",
+        NOT_SLOWER,
+        with_graphs(cifar_speed.train_in_turns, cifar_speed.Config(model="speednet", batch_size=2000), ON_DEVICE),
+        timed=True,
+        needs_cuda=True,
+    ),
+    Task(
+        "VAE by CUDA graphs",
+        NOT_SLOWER,
+        with_graphs(cvae_speed.train_in_turns, cvae_speed.Config(), {}),
+        timed=True,
+        needs_cuda=True,
+    ),
 ]
