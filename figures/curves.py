@@ -251,10 +251,13 @@ def plot_attention(
     for index, (ax, (title, weight)) in enumerate(zip(axes.flat, maps.items(), strict=False)):
         image = ax.imshow(weight, cmap="viridis", vmin=0, vmax=weights.max(), aspect="auto")
         ax.set_title(title, fontsize=10)
-        # Tokens are text, not formulas: a `$` must not start one.
-        ax.set_xticks(range(n_source), source_tokens, rotation=90, fontsize=8, parse_math=False)
-        ax.set_yticks(range(n_target), target_tokens, fontsize=8, parse_math=False)
-        ax.tick_params(labelbottom=index + n_columns >= len(maps), labelleft=index % n_columns == 0)
+        is_lowest, is_leftmost = index + n_columns >= len(maps), index % n_columns == 0
+        ax.tick_params(labelbottom=is_lowest, labelleft=is_leftmost)
+        # The other maps share these ticks. Tokens are text, not formulas: a `$` must not start one.
+        if is_lowest:
+            ax.set_xticks(range(n_source), source_tokens, rotation=90, fontsize=8, parse_math=False)
+        if is_leftmost:
+            ax.set_yticks(range(n_target), target_tokens, fontsize=8, parse_math=False)
     figure.supxlabel("source token", fontsize=10)
     figure.supylabel("target token", fontsize=10)
     figure.colorbar(image, ax=axes, label="attention weight", shrink=0.8)

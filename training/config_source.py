@@ -8,6 +8,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import io
 import tokenize
@@ -31,6 +32,7 @@ def field_sources(config_class: type) -> dict[str, FieldSource]:
     return found
 
 
+@functools.cache
 def _own_field_sources(config_class: type) -> dict[str, FieldSource]:
     source = inspect.getsource(config_class)
     comments = {

@@ -1,5 +1,6 @@
 """Opening a run: accelerator, run folder, metrics, tracking, signals and the final summary."""
 
+import contextlib
 import dataclasses
 import gc
 import importlib.metadata
@@ -460,9 +461,12 @@ class Run:
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:
-    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    installed["torch"] = torch.__version__  # names the build too: +cu128, +cpu
-    return {name: installed[name] for name in packages if name in installed}
+    """Of those that are installed. Torch's names the build too: +cu128, +cpu."""
+    versions = {"torch": torch.__version__}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.setdefault(name, importlib.metadata.version(name))
+    return versions
 
 
 def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:
