@@ -18,6 +18,8 @@ import torch
 from offline_runs import OfflineRun
 from run_folders import curve, final_weights, summary
 
+from benchmarks.made_corpus import write_made_corpus
+
 pytestmark = pytest.mark.training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +53,9 @@ def command(script: str, output_dir: Path, *flags, processes: int = 1) -> list[s
         "--log_every",
         1,
     ]
-    words = [f"train_{script}.py", "demo", *SMALL[script].split(), *parts, *common]
+    text = write_made_corpus(output_dir.parent, 400, mean_words=5) if script == "translation" else ()
+    data = ["--train_files", *text] if text else []  # a tenth of the work of the demo's own
+    words = [f"train_{script}.py", "demo", *SMALL[script].split(), *data, *parts, *common]
     return list(map(str, [*words, "--tracker", "none", "--output_dir", output_dir, *flags]))
 
 

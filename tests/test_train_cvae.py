@@ -18,6 +18,7 @@ from run_folders import Killed, curve, edit_config, final_weights, summary
 from two_processes import on_processes
 
 import train_cvae
+import training.latent_probe
 from data.images import on_host
 from data.images.drawn_digits import drawn_digits
 from data.images.labelled import ImageSplits, LabelledImages
@@ -70,8 +71,12 @@ class AlwaysOne:
 
 @pytest.fixture
 def train(fresh_accelerate, blank_figures, monkeypatch):
-    """Run the script in this process, with a judge that costs nothing: train(output_dir, *flags) -> exit code."""
+    """Run the script in this process: train(output_dir, *flags) -> exit code.
+
+    Its judge costs nothing, and its probes of the latent next to nothing (tests/training/test_latent_probe.py).
+    """
     monkeypatch.setattr(train_cvae, "find_judge", lambda *args: AlwaysOne())
+    monkeypatch.setattr(training.latent_probe, "N_STEPS", 20)
 
     def run(output_dir, *flags) -> int:
         fresh_accelerate()
@@ -490,7 +495,7 @@ def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path, monke
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the launched processes: sums in the same order
     try:
-        accumulates = (*flags, 10, "--gradient_accumulation_steps", 2, "--judge", judge)
+        accumulates = (*flags, 10, "--gradient_accumulation_steps", 2, "--judge", judge, "--no_final_test")
         assert train(tmp_path / "accumulated", *accumulates) == 0
     finally:
         torch.set_num_threads(threads)
