@@ -462,7 +462,7 @@ class Run:
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:
     """Of those that are installed. Torch's names the build too: +cu128, +cpu."""
-    versions = {"torch": torch.__version__}
+    versions = {"torch": str(torch.__version__)}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.setdefault(name, importlib.metadata.version(name))
