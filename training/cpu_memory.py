@@ -1,6 +1,7 @@
-"""Memory for training on a CPU: freed blocks are kept for the next update."""
+"""Memory for training on a CPU: what is freed is kept for the next update, kernels of shapes long past are not."""
 
 import ctypes
+import os
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
 
@@ -18,3 +19,14 @@ def keep_freed_memory() -> bool:
         return False
     # No block of its own for anything, and nothing returned from the end of the heap (-1 is the highest size).
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def keep_few_kernels(n: int = 64) -> None:
+    """Have torch keep the CPU kernels of `n` shapes at a time, where it would keep some thousand of each kind.
+
+    For models whose shapes come and go: each kernel holds memory of its own, 1.4 of 2.4 GB after 330 updates of a
+    small Transformer in bf16, and few are met again before they are dropped. To be called before the first product;
+    what the environment says already holds.
+    """
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and torch's
+        os.environ.setdefault(variable, str(n))

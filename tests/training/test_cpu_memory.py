@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 TOUCH_40_TIMES = """
@@ -28,3 +29,27 @@ def test_freed_memory_is_used_again_without_page_faults():
         faults[keep] = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
     assert faults[False] > 20 * 1000  # 50 MB are 12,207 pages of 4 KiB
     assert faults[True] < 1000  # the first times the heap may still find its place
+
+
+SEE_MANY_SHAPES = """
+import psutil, torch
+from training.cpu_memory import keep_few_kernels
+if {few}:
+    keep_few_kernels(8)
+torch.set_num_threads(1)
+filters = torch.randn(64, 64, 3, 3)
+used = []
+for height in range(8, 200):
+    torch.nn.functional.conv2d(torch.randn(1, 64, height, 8), filters)
+    used.append(psutil.Process().memory_info().rss // 2**20)
+print(used[-1] - used[8])
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="kernels are kept by oneDNN")
+def test_kernels_of_shapes_long_past_are_let_go():
+    grown = {}
+    for few in (False, True):
+        command = [sys.executable, "-c", SEE_MANY_SHAPES.format(few=few)]
+        grown[few] = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert grown[True] < 15 and grown[False] > 2 * grown[True]
