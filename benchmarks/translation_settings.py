@@ -37,10 +37,8 @@ VARIANTS = {
     "8,000 tokens, dropout 0.2": "--vocab_size 8000 --dropout 0.2",
     "updates of 1,024 tokens, dropout 0.2": "--max_tokens 1024 --dropout 0.2",
     "updates of 1,024 tokens, 2,000 tokens, dropout 0.2": "--max_tokens 1024 --vocab_size 2000 --dropout 0.2",
-    "updates of 1,024 tokens, 2,000 tokens, dropout 0.3": "--max_tokens 1024 --vocab_size 2000 --dropout 0.3",
-    "updates of 512 tokens, 2,000 tokens, dropout 0.2": (
-        "--max_tokens 512 --vocab_size 2000 --dropout 0.2 --lr 1.5e-3"
-    ),
+    "updates of 1,024 tokens, bpe-dropout 0.1, dropout 0.2": "--max_tokens 1024 --bpe_dropout 0.1 --dropout 0.2",
+    "updates of 1,024 tokens, dropout 0.3": "--max_tokens 1024 --dropout 0.3",
     "mean of 5, dropout 0.2": "--average_checkpoints 5 --dropout 0.2",
     "d_model 512, dropout 0.3": "--d_model 512 --n_heads 8 --d_ff 2048 --lr 1e-3 --dropout 0.3",
     "5+5 layers, dropout 0.3": "--n_encoder_layers 5 --n_decoder_layers 5 --dropout 0.3",
