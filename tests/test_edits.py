@@ -10,6 +10,7 @@ from typing import NamedTuple
 import forked_runs
 import pytest
 from run_folders import curve
+from small_data import small_data
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "editing.md"
@@ -69,7 +70,8 @@ def test_an_edit_applies_and_runs_alone_by_two_processes_and_resumed(edit, tmp_p
     shutil.copytree(ROOT, project, ignore=NOT_COPIED)
     applied = subprocess.run(["git", "apply", "-"], cwd=project, input=edit.diff, text=True, capture_output=True)
     assert applied.returncode == 0, f"docs/editing.md, {edit.title}: {applied.stderr}"
-    common = ["demo", *TINY[edit.script], "--tracker", "none", "--log_every", "1", *edit.flags]
+    data = small_data(edit.script.removeprefix("train_").removesuffix(".py"), tmp_path)
+    common = ["demo", *TINY[edit.script], *data, "--tracker", "none", "--log_every", "1", *edit.flags]
 
     def run(output_dir, *flags, **options) -> Path:
         forked_runs.run(
@@ -81,6 +83,7 @@ def test_an_edit_applies_and_runs_alone_by_two_processes_and_resumed(edit, tmp_p
     names = set().union(*(json.loads(line) for line in (alone / "metrics.jsonl").read_text().splitlines()))
     assert set(edit.logs) <= names
     together = (
+        "--no_final_test",
         "--gradient_accumulation_steps",
         "2",
         "--max_train_steps",

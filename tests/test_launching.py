@@ -17,8 +17,7 @@ import pytest
 import torch
 from offline_runs import OfflineRun
 from run_folders import curve, final_weights, summary
-
-from benchmarks.made_corpus import write_made_corpus
+from small_data import small_data
 
 pytestmark = pytest.mark.training
 
@@ -40,7 +39,7 @@ def script(request) -> str:
 
 
 def command(script: str, output_dir: Path, *flags, processes: int = 1) -> list[str]:
-    """The demo, small, in updates of two parts: of one process that accumulates, or one of each of two."""
+    """A small demo in updates of two parts: of one process that accumulates, or one of each of two."""
     parts = ["--gradient_accumulation_steps", 2 // processes]
     common = [
         "--no_final_test",
@@ -53,8 +52,7 @@ def command(script: str, output_dir: Path, *flags, processes: int = 1) -> list[s
         "--log_every",
         1,
     ]
-    text = write_made_corpus(output_dir.parent, 400, mean_words=5) if script == "translation" else ()
-    data = ["--train_files", *text] if text else []  # a tenth of the work of the demo's own
+    data = small_data(script, output_dir.parent)
     words = [f"train_{script}.py", "demo", *SMALL[script].split(), *data, *parts, *common]
     return list(map(str, [*words, "--tracker", "none", "--output_dir", output_dir, *flags]))
 
@@ -144,7 +142,10 @@ SLURM_NODEID=1 "$@" & second=$!
 wait $first && wait $second
 """
 SCONTROL = """#!/bin/bash
-[[ "$1 $2 $3" == "show hostnames $SLURM_JOB_NODELIST" ]] && printf '127.0.0.1\\n127.0.0.2\\n'
+[[ "$1 $2 $3" == "show hostnames $SLURM_JOB_NODELIST" ]] || exit 1
+echo 127.0.0.1
+sleep 0.2
+echo 127.0.0.2
 """
 
 
