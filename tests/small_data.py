@@ -19,7 +19,7 @@ def small_data(script: str, folder: Path) -> list[str]:
 
 def _pictures(folder: Path) -> Path:
     if not folder.exists():
-        train_images, train_labels, test_images, test_labels, names = drawn_shapes(n_train=300, n_test=30)
+        train_images, train_labels, test_images, test_labels, names = drawn_shapes(n_train=300, n_test=45)
         for split, images, labels in (("train", train_images, train_labels), ("test", test_images, test_labels)):
             contents = [encoded(hwc(image)) for image in images.numpy()]
             write_parquet(folder / f"{split}-00000.parquet", contents, labels.tolist(), names=names)

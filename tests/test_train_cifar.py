@@ -19,6 +19,7 @@ from forked_runs import ForkedProcesses
 from PIL import Image
 from run_folders import Killed, curve, edit_config, final_weights, summary
 from safetensors.torch import load_file
+from small_data import small_data
 from two_processes import on_processes
 
 import train_cifar
@@ -372,6 +373,7 @@ def test_a_resume_with_another_optimizer_is_refused(train, tmp_path, capsys):
 def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path):
     """With batch norm over both processes; augmentation and order are the same for any number of them."""
     flags = (
+        *small_data("cifar", tmp_path),
         *WITH_NORMS,
         "--optimizer",
         "sgd",
@@ -388,10 +390,7 @@ def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path):
         "--batch_size",
     )
     process = fork(tmp_path / "two", "--tracker", "wandb", *flags, 16, config="cpu_2proc")
-    data = drawn_shapes()  # the launched script's, whole
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_cifar, "drawn_shapes", lambda: data)
-        assert train(tmp_path / "doubled", *flags, 32) == 0
+    assert train(tmp_path / "doubled", *flags, 32) == 0
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     expected = final_weights(tmp_path / "doubled")
@@ -400,7 +399,7 @@ def test_two_processes_train_as_one_with_the_double_batch(train, tmp_path):
         tolerance = 2e-3 if "running" in name else 5e-5
         torch.testing.assert_close(tensor, expected[name], atol=tolerance, rtol=0, msg=name)
     two, doubled = summary(tmp_path / "two"), summary(tmp_path / "doubled")
-    assert two["num_processes"] == 2 and two["test/n_images"] == doubled["test/n_images"] == 1000
+    assert two["num_processes"] == 2 and two["test/n_images"] == doubled["test/n_images"] == 45
     assert two["test/loss"] == pytest.approx(doubled["test/loss"], abs=1e-3)
     assert len(list((tmp_path / "two").rglob("run-*.wandb"))) == 1  # that of the main process
 
@@ -418,6 +417,7 @@ def test_accumulation_trains_as_the_doubled_batch_where_there_is_no_norm(train, 
 def test_two_processes_train_as_accumulation_and_either_goes_on_where_the_other_stopped(train, tmp_path):
     """To 1e-6, with random augmentation; where there is no norm, whose statistics are of what a pass shows."""
     flags = (
+        *small_data("cifar", tmp_path),
         "--cutout",
         "4",
         "--brightness",
@@ -448,21 +448,18 @@ def test_two_processes_train_as_accumulation_and_either_goes_on_where_the_other_
         "0",
     )
     of_one = (*flags, "--gradient_accumulation_steps", "2")
-    data = drawn_shapes()  # the launched script's, whole
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_cifar, "drawn_shapes", lambda: data)
-        assert train(tmp_path / "one", *of_one) == 0
-        processes = [fork(tmp_path / "two", *flags, config="cpu_2proc")]
-        # Two processes go on from what one has saved: as many images an update, in other parts.
-        half_way = tmp_path / "one" / "checkpoints" / "checkpoint-4"
-        goes_on = ("--gradient_accumulation_steps", "1", "--resume", half_way)
-        processes.append(fork(tmp_path / "one-two", *flags, *goes_on, config="cpu_2proc"))
-        for process in processes:
-            _, err = process.communicate(timeout=300)
-            assert process.returncode == 0, err
-        # And one from what two have saved.
-        half_way = tmp_path / "two" / "checkpoints" / "checkpoint-4"
-        assert train(tmp_path / "two-one", *of_one, "--resume", half_way) == 0
+    assert train(tmp_path / "one", *of_one) == 0
+    processes = [fork(tmp_path / "two", *flags, config="cpu_2proc")]
+    # Two processes go on from what one has saved: as many images an update, in other parts.
+    half_way = tmp_path / "one" / "checkpoints" / "checkpoint-4"
+    goes_on = ("--gradient_accumulation_steps", "1", "--resume", half_way)
+    processes.append(fork(tmp_path / "one-two", *flags, *goes_on, config="cpu_2proc"))
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    # And one from what two have saved.
+    half_way = tmp_path / "two" / "checkpoints" / "checkpoint-4"
+    assert train(tmp_path / "two-one", *of_one, "--resume", half_way) == 0
     expected = final_weights(tmp_path / "one")
     for name in ("two", "one-two", "two-one"):
         for key, tensor in final_weights(tmp_path / name).items():
@@ -534,7 +531,8 @@ def test_each_of_10000_images_counts_once_on_one_two_and_three_processes(tmp_pat
 @pytest.mark.slow
 def test_two_processes_pick_their_hardest_and_stay_alike(tmp_path):
     """Each picks from its own part; to save, both compare their weights."""
-    flags = (*WITH_NORMS, *HARDEST, "--max_train_steps", "3", "--log_every", "1", "--no_final_test")
+    data = small_data("cifar", tmp_path)
+    flags = (*data, *WITH_NORMS, *HARDEST, "--max_train_steps", "3", "--log_every", "1", "--no_final_test")
     process = fork(tmp_path / "two", *flags, config="cpu_2proc")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
