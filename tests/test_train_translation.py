@@ -554,13 +554,13 @@ def test_it_learns_to_copy_random_digits_from_any_seed(train, tmp_path, model):
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_half_of_the_demo_as_the_readme_launches_it_reaches_bleu_88(tmp_path):
-    """Two of its four epochs, which reached 92.5 here; the whole is on record (results/translation-demo.json)."""
+def test_half_of_the_demo_as_the_readme_launches_it_reaches_bleu_90(tmp_path):
+    """Two of its four epochs: 92.5 and 92.8 with two seeds. Of the whole there is results/translation-demo.json."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
     command = [*launch, "train_translation.py", "demo", "--epochs", "2", "--output_dir", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    assert summary(tmp_path / "run")["test/bleu"] >= 88
+    assert summary(tmp_path / "run")["test/bleu"] >= 90
     assert summary(tmp_path / "run")["test/n_sentences"] == 500
     assert "wandb sync" in done.stdout  # not logged in: tracked offline, and it says so
 
