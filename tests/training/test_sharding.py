@@ -20,6 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
 from two_processes import on_processes
 
+from benchmarks.made_corpus import write_made_corpus
 from training.ema import EMA
 from training.launch import fsdp_precision
 
@@ -94,7 +95,6 @@ def small_run(accelerator: Accelerator, sharded: bool, folder: Path, resume: str
         launched = prepare_multi_gpu_env(merged_arguments("fsdp", "--main_process_port", "0"))
         os.environ |= {key: value for key, value in launched.items() if "FSDP" in key}
         take_processors_for_gpus()
-    from benchmarks.made_corpus import write_made_corpus
     from train_translation import RECIPES, main
 
     main(
@@ -137,6 +137,8 @@ def take_processors_for_gpus() -> None:
 
 @pytest.mark.slow
 def test_a_run_in_shards_trains_as_one_that_is_whole_and_is_resumed(tmp_path):
+    write_made_corpus(tmp_path, 400, mean_words=5)  # before two processes would at once
+
     def run(name: str, resume: str = "") -> list[float]:
         results = tmp_path / f"results-{name}-{resume}"
         results.mkdir()
