@@ -120,7 +120,7 @@ class Config(RunConfig):
     max_tokens: TokenBudget = 4096  # rows x longer side of a micro-batch in one process, padding counted
     gradient_accumulation_steps: Parts = 1  # micro-batches of a process in an update
     # --- model
-    fit_to_corpus: bool = False  # vocabulary, size, dropout, epochs by data/text/small_corpus.py, where not given
+    fit_to_corpus: bool = False  # vocabulary, updates, epochs, size by data/text/small_corpus.py, where not given
     model: Literal["transformer", "lstm"] = "transformer"  # the other one's options are refused
     dropout: ShareBelowOne = 0.1  # on embeddings; on residual branches, or between LSTM layers and before the last
     tied_embeddings: Literal["none", "output", "three-way"] = "three-way"  # three-way: one joint vocabulary
@@ -288,7 +288,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
         ),
     ),
     "small-corpus": (
-        "20,000 to 200,000 pairs of any languages: vocabulary, size, dropout and epochs by the corpus",
+        "20,000 to 200,000 pairs of any languages: vocabulary, updates, epochs and size by the corpus",
         Config(
             **DE_EN,
             recipe="small-corpus",
@@ -298,9 +298,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
             n_encoder_layers=3,
             n_decoder_layers=3,
             d_ff=1024,
-            max_tokens=2048,
             lr=2e-3,
-            consistency="simcut",
         ),
     ),
     "de-en-lstm": (

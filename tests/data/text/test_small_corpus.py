@@ -16,24 +16,24 @@ def text_of(n_pairs: int, alphabet: str, length: int) -> ParallelText:
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
 
 
-def test_the_smaller_a_corpus_the_more_dropout_and_epochs_and_the_fewer_tokens():
+def test_the_smaller_a_corpus_the_more_epochs_the_smaller_updates_and_the_fewer_tokens():
     found = [settings_for(text_of(n, LETTERS, 35)) for n in (20_000, 30_000, 55_000, 160_000, 200_000)]
     assert [s.epochs for s in found] == [25, 20, 15, 9, 8]
-    assert [s.dropout for s in found] == [0.3, 0.3, 0.3, 0.2, 0.2]
+    assert [s.max_tokens for s in found] == [1024, 1024, 1024, 2048, 2048]
     assert [s.d_model for s in found] == [256, 256, 256, 320, 320]
-    assert [s.vocab_size for s in found] == [1600, 1900, 2600, 4400, 4900]
-    assert all(s.d_model % s.n_heads == 0 and s.d_ff == 4 * s.d_model for s in found)
+    assert [s.vocab_size for s in found] == [3600, 4100, 5000, 7200, 7700]
+    assert all(s.d_model % s.n_heads == 0 and s.d_ff == 4 * s.d_model and s.dropout == 0.2 for s in found)
 
 
 def test_the_same_pairs_with_longer_sentences_have_more_tokens():
-    short, long = (settings_for(text_of(30_000, LETTERS, length)) for length in (35, 140))
+    short, long = (settings_for(text_of(30_000, LETTERS, length)) for length in (35, 280))
     assert long.vocab_size - 27 == pytest.approx(2 * (short.vocab_size - 27), rel=0.05)
     assert long.epochs == short.epochs
 
 
 def test_an_alphabet_of_thousands_finds_room():
     han = "".join(map(chr, range(0x4E00, 0x4E00 + 2500)))
-    assert settings_for(text_of(30_000, han, 35)).vocab_size == 1900 + 2500
+    assert settings_for(text_of(30_000, han, 35)).vocab_size == 4100 + 2500
 
 
 def test_rare_characters_take_no_room():
