@@ -191,6 +191,13 @@ def _launch_warnings(accelerator: Accelerator) -> list[str]:
                 f"{threads} thread(s) in each of {accelerator.num_processes} process(es) on {cores} cores is slow: "
                 "launch with --config_file accelerate_configs/cpu.yaml, or set OMP_NUM_THREADS"
             )
+        elif accelerator.num_processes == 1 and threads > 1 and _threads_spin():
+            all_cores, busy = psutil.cpu_count() or 1, _busy_cores()
+            if threads + busy > all_cores + 0.5:
+                warnings.append(
+                    f"other programs keep {busy:.1f} of {all_cores} cores busy, and {threads} threads that wait "
+                    "for each other are then many times slower: end those, or set GOMP_SPINCOUNT=10000"
+                )
     elif accelerator.device.type == "cuda" and accelerator.mixed_precision == "bf16":
         major, minor = torch.cuda.get_device_capability(accelerator.device)
         if major < 8:
@@ -199,6 +206,16 @@ def _launch_warnings(accelerator: Accelerator) -> list[str]:
                 "emulates it slowly: launch with --config_file accelerate_configs/t4.yaml (fp16)"
             )
     return warnings
+
+
+def _threads_spin() -> bool:
+    """Whether a thread that waits for the others keeps its core for long, as OpenMP's threads do untold."""
+    return not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ)
+
+
+def _busy_cores(seconds: float = 0.2) -> float:
+    """What others take, while this one sleeps."""
+    return psutil.cpu_percent(seconds) / 100 * (psutil.cpu_count() or 1)
 
 
 def git_commit() -> str | None:

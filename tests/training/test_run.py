@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import dataclass
 
+import psutil
 import pytest
 import torch
 
@@ -75,6 +76,21 @@ def test_too_few_threads_are_told_of_but_not_on_cores_of_others(fresh_accelerate
     finally:
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(threads)
+
+
+def test_programs_that_take_the_cores_are_told_of(fresh_accelerate, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: psutil.cpu_count() or 1)
+    monkeypatch.setattr("psutil.cpu_percent", lambda seconds: 50.0)
+    open_run(tmp_path / "waits-asleep")  # as the tests are told to
+    assert "cores busy" not in capfd.readouterr().err
+    fresh_accelerate()
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    open_run(tmp_path / "beside-others")
+    assert f"other programs keep {(psutil.cpu_count() or 1) / 2:.1f} of" in capfd.readouterr().err
+    fresh_accelerate()
+    monkeypatch.setattr("psutil.cpu_percent", lambda seconds: 1.0)
+    open_run(tmp_path / "alone")
+    assert "cores busy" not in capfd.readouterr().err
 
 
 def test_a_signal_asks_the_loop_to_stop_and_gives_the_exit_code(fresh_accelerate, tmp_path):
