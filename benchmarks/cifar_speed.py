@@ -157,7 +157,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         "device": str(device),
         "seconds_a_batch": seconds_a_batch(),
         "n_parameters": sum(p.numel() for p in model.parameters()),
-        **load_of_device(train_once, device),
+        **load_of_device(variant, train_once, device),
     }
     serve_turns(connection, ready, train_for)
 

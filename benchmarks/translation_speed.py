@@ -108,7 +108,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         "warm_up_seconds": time.perf_counter() - started,
         "padding": planner.padding_share(planner.plan_epoch(0)),
         "n_parameters": sum(p.numel() for p in model.parameters()),
-        **load_of_device(train_once, accelerator.device),
+        **load_of_device(variant, train_once, accelerator.device),
         "device": str(accelerator.device),
     }
     serve_turns(connection, ready, train_for)

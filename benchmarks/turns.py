@@ -69,15 +69,17 @@ def speed_over(seconds: float, update: Callable[[], int], device: "torch.device"
     return n_examples / (time.perf_counter() - started)
 
 
-def load_of_device(update: Callable[[], int], device: "torch.device", n_updates: int = 5) -> dict[str, float]:
+def load_of_device(
+    variant: dict[str, Any], update: Callable[[], int], device: "torch.device", n_updates: int = 5
+) -> dict[str, float]:
     """Of calls of `update`, on a GPU: milliseconds each, kernels each, and the share of the time that they fill.
 
-    Where the share is small, the host is what is waited for. Without a GPU there is nothing to tell.
+    Where the share is small, the host is what is waited for. Nothing without a GPU, or "load" in the variant.
     """
     import torch
     from torch.autograd import DeviceType
 
-    if device.type != "cuda":
+    if device.type != "cuda" or not variant.get("load"):
         return {}
     update()
     torch.cuda.synchronize()

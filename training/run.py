@@ -209,8 +209,8 @@ def _launch_warnings(accelerator: Accelerator) -> list[str]:
 
 
 def _threads_spin() -> bool:
-    """Whether a thread that waits for the others keeps its core for long, as OpenMP's threads do untold."""
-    return not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ)
+    """Whether a thread that waits for the others keeps its core for long, as those of GNU's OpenMP do untold."""
+    return sys.platform == "linux" and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ)
 
 
 def _busy_cores(seconds: float = 0.2) -> float:

@@ -284,9 +284,9 @@ def _check(processes: list[subprocess.Popen], code: int = 0) -> None:
 
 
 def _error_in(output: str) -> str:
-    """The last line that names an error: a launcher of several processes says more after it."""
+    """The first line that names an error: a launcher names one of its own after it."""
     lines = [line for line in output.splitlines() if "Error: " in line or line.startswith("error: ")]
-    return lines[-1] if lines else output[-600:]
+    return lines[0] if lines else output[-600:]
 
 
 def _wait_until(holds, processes: list[subprocess.Popen], seconds: float = 120.0) -> None:

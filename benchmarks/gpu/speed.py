@@ -134,8 +134,9 @@ def load_by_script(options: Options) -> Finding:
         "VAE": (cvae_speed.train_in_turns, cvae_speed.Config(), {}),
     }
     numbers = {}
+    given = {"precision": BEST, "load": True}
     for name, (worker, config, variant) in workers.items():
-        speeds, ready = take_turns(worker, config, {name: {**variant, "precision": BEST}}, 1, options.seconds)
+        speeds, ready = take_turns(worker, config, {name: {**variant, **given}}, 1, options.seconds)
         load = {key: round(ready[name][key], 3) for key in ("milliseconds", "kernels", "device_busy")}
         numbers[name] = {"examples_per_second": round(speeds[name][0], 1), **load}
     told = [

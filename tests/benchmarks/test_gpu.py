@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as card
-from benchmarks.gpu import speed
+from benchmarks.gpu import runs, speed
 from benchmarks.gpu.card import Finding, Options, Task
 from benchmarks.gpu.speed import _compare, _steps
 from benchmarks.gpu.task import CARD, find
@@ -50,6 +50,15 @@ def test_a_task_that_fails_is_found_to_fail(capsys):
     finding = find(Task("broken", "nothing", fails), Options(folder=""))
     assert finding.holds is False and finding.found == "failed: ValueError: no such layer"
     assert "no such" in capsys.readouterr().err
+
+
+def test_of_a_run_that_fails_its_own_error_is_told_and_not_the_launchers(capfd):
+    printed = "[rank0]: RuntimeError: mixed dtype\\n", "torch.ChildFailedError: \\n", 70 * "----------\\n"
+    failing = f"import sys; print('{''.join(printed)}'); sys.exit(1)"
+    process = subprocess.Popen([sys.executable, "-c", failing], stdout=subprocess.PIPE, text=True)
+    with pytest.raises(RuntimeError, match=r"exit codes \[1\]: \[rank0\]: RuntimeError: mixed dtype$"):
+        runs._check([process])
+    assert "ChildFailedError" in capfd.readouterr().out
 
 
 # -- turns ----------------------------------------------------------------------------------------------------
