@@ -25,8 +25,8 @@ def keep_few_kernels(n: int = 64) -> None:
     """Have torch keep the CPU kernels of `n` shapes at a time, where it would keep some thousand of each kind.
 
     For models whose shapes come and go: each kernel holds memory of its own, 1.4 of 2.4 GB after 330 updates of a
-    small Transformer in bf16, and few are met again before they are dropped. To be called before the first product;
-    what the environment says already holds.
+    small Transformer in bf16 (results/cpu-memory-and-waiting.txt), and few are met again before they are dropped.
+    To be called before the first product; what the environment says already holds.
     """
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and torch's
         os.environ.setdefault(variable, str(n))
