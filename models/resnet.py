@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.convolution import Conv2d
 from models.speednet import whitening_filters
 
 LOGIT_SCALE = 0.125
@@ -28,7 +29,7 @@ class ConvBlock(nn.Sequential):
         kernel_size: Literal[1, 3] = 3,
     ):
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+            Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
             nn.MaxPool2d(2) if pool else nn.Identity(),  # before the norm: a quarter of the work
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True) if activation == "relu" else nn.GELU(),

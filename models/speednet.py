@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.convolution import Conv2d
+
 NO_VARIANCE = 1e-6  # as a share of the strongest direction's; the faintest of CIFAR-10 has 6e-5
 
 
@@ -40,9 +42,9 @@ class Block(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, norm_momentum: float):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.norm1 = norm(out_channels, norm_momentum)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm2 = norm(out_channels, norm_momentum)
         for conv in (self.conv1, self.conv2):  # begin by passing the input on (Zagoruyko & Komodakis, DiracNets)
             nn.init.dirac_(conv.weight[: conv.in_channels])

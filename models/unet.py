@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.convolution import Conv2d
+
 Downsampling = Literal["maxpool", "strided"]
 Upsampling = Literal["transposed", "bilinear"]
 Norm = Literal["batch", "group", "instance", "none"]
@@ -37,7 +39,7 @@ class ConvBlock(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, norm: Norm, kernel_size: Literal[2, 3] = 3):
         stride, padding = (2, 0) if kernel_size == 2 else (1, 1)
         # A norm would take the bias away, and has its own.
-        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=norm == "none")
+        conv = Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=norm == "none")
         nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
@@ -70,7 +72,7 @@ class ResidualBlock(nn.Module):
 
 def conv_with_norm(in_channels: int, out_channels: int, norm: Norm, kernel_size: Literal[1, 3]) -> nn.Sequential:
     """A convolution that keeps the size and its norm, without ReLU: (B, C, H, W) -> (B, C', H, W)."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+    conv = Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     return nn.Sequential(conv, norm_layer(norm, out_channels))
 
@@ -114,7 +116,7 @@ def upsample_layer(upsampling: Upsampling, in_channels: int, out_channels: int) 
         layer: nn.Module = conv
         fan_in = in_channels  # a pixel comes from one position; nn.init would take dimension 1 for the inputs
     else:
-        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        conv = Conv2d(in_channels, out_channels, 3, padding=1)
         layer = nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), conv)
         fan_in = 9 * in_channels
     nn.init.normal_(conv.weight, std=fan_in**-0.5)  # no ReLU follows: gain 1
