@@ -110,6 +110,7 @@ SPEEDRUN = {
     "hardest half, 12 epochs": "--hard_share 0.5 --epochs 12",
     "hardest half, 14 epochs": "--hard_share 0.5 --epochs 14",
     "hardest half, lookahead, 12 epochs": f"--hard_share 0.5 {LOOKAHEAD} --epochs 12",
+    "hardest half, lookahead, 10 epochs": f"--hard_share 0.5 {LOOKAHEAD} --epochs 10",
 }
 EFFICIENT = "--optimizer adamax --sigma softplus --narrow_posteriors --kl_warmup 0.2"
 CVAE_MNIST = {
