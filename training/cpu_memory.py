@@ -1,4 +1,4 @@
-"""Memory for training on a CPU: what is freed is kept for the next update, kernels of shapes long past are not."""
+"""Memory for training on a CPU: what is freed is kept for the next update, and so are the kernels of its shapes."""
 
 import ctypes
 import os
@@ -21,12 +21,14 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
 
 
-def keep_few_kernels(n: int = 64) -> None:
-    """Have torch keep the CPU kernels of `n` shapes at a time, where it would keep some thousand of each kind.
+def keep_kernels(n: int = 4096) -> None:
+    """Have oneDNN keep the CPU kernels of the last `n` products of different shapes, where it would keep 1,024.
 
-    For models whose shapes come and go: each kernel holds memory of its own, 1.4 of 2.4 GB after 330 updates of a
-    small Transformer in bf16 (results/cpu-memory-and-waiting.txt), and few are met again before they are dropped.
-    To be called before the first product; what the environment says already holds.
+    For models whose shapes come and go. A Transformer's epoch has batches of dozens of shapes, with some thirty
+    products each. To make the kernel of one takes a millisecond or more, often longer than the product itself, and
+    more threads do not help. Torch's own list of kernels, beside oneDNN's, only takes memory: it is kept short.
+    What that brings is in results/cpu-memory-and-waiting.txt. To be called before the first product; what the
+    environment says already holds.
     """
-    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and torch's
-        os.environ.setdefault(variable, str(n))
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(n))
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
