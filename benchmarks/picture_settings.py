@@ -82,7 +82,9 @@ ULTIMUS = {
     "alternating mirror": "--flip alternating",
     "batches of 25": "--batch_size 25 --ema_decay 0.999",
     "batches of 100": "--batch_size 100 --ema_decay 0.996",
+    "lr 0.003": "--lr 0.003",
     "lr 0.006": "--lr 0.006",
+    "lr 0.006, brightness, contrast": f"--lr 0.006 {COLOURS}",
     "lr 0.015": "--lr 0.015",
     "average 0.9995": "--ema_decay 0.9995",
     "average that narrows": "--ema_decay 0.9995 --ema_narrows",
@@ -93,24 +95,24 @@ ULTIMUS = {
     "muon, lr 0.05": "--optimizer muon --lr 0.05 --momentum 0.85",
     "batches of 25, lr 0.006": "--batch_size 25 --lr 0.006 --ema_decay 0.999",
 }
+NO_LOOKAHEAD = "--lookahead 0 --ema_decay 0"
 SPEEDRUN = {
     "baseline": "",
-    "8 epochs": "--epochs 8",
+    "10 epochs": "--epochs 10",
     "7 epochs": "--epochs 7",
-    "lookahead": LOOKAHEAD,
-    "lookahead, 8 epochs": f"{LOOKAHEAD} --epochs 8",
+    "no lookahead": NO_LOOKAHEAD,
+    "no lookahead, 10 epochs": f"{NO_LOOKAHEAD} --epochs 10",
     "brightness, contrast": COLOURS,
     "batches of 1,500": "--batch_size 1500",
     "lr 0.2": "--lr 0.2",
     "smoothing 0.1": "--label_smoothing 0.1",
     "widths 64, 192, 256": "--speednet_widths 64 192 256",
-    "widths 48, 192, 192, 12 epochs": "--speednet_widths 48 192 192 --epochs 12",
+    "widths 48, 192, 192, 10 epochs": "--speednet_widths 48 192 192 --epochs 10",
     "hardest 0.7": "--hard_share 0.7",
-    "hardest half": "--hard_share 0.5",
+    "hardest half, 10 epochs": "--hard_share 0.5 --epochs 10",
     "hardest half, 12 epochs": "--hard_share 0.5 --epochs 12",
-    "hardest half, 14 epochs": "--hard_share 0.5 --epochs 14",
-    "hardest half, lookahead, 12 epochs": f"--hard_share 0.5 {LOOKAHEAD} --epochs 12",
-    "hardest half, lookahead, 10 epochs": f"--hard_share 0.5 {LOOKAHEAD} --epochs 10",
+    "hardest half, no lookahead, 12 epochs": f"--hard_share 0.5 {NO_LOOKAHEAD} --epochs 12",
+    "hardest half, no lookahead, 14 epochs": f"--hard_share 0.5 {NO_LOOKAHEAD} --epochs 14",
 }
 EFFICIENT = "--optimizer adamax --sigma softplus --narrow_posteriors --kl_warmup 0.2"
 CVAE_MNIST = {
