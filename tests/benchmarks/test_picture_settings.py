@@ -35,8 +35,13 @@ def test_each_setting_is_a_run_of_its_own_that_the_script_takes(task):
 
 
 def test_recipes_and_variants_are_chosen_by_name(capsys):
-    config = Config("cifar", "out.jsonl", minutes=1, recipes=("resnet", "speedrun"), variants=("lookahead",))
-    assert [trial.name for trial in trials_of(config)] == ["resnet: lookahead", "speedrun: lookahead"]
+    config = Config(
+        "cifar", "out.jsonl", minutes=1, recipes=("resnet", "speedrun"), variants=("brightness, contrast",)
+    )
+    assert [trial.name for trial in trials_of(config)] == [
+        "resnet: brightness, contrast",
+        "speedrun: brightness, contrast",
+    ]
     required = ["--task", "cifar", "--output", "out.jsonl", "--minutes", "1"]
     for flags, named in (
         (["--recipes", "lenet"], "resnet, ultimus, speedrun"),
