@@ -231,7 +231,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
         ),
     ),
     "speedrun": (
-        "SpeedNet with Muon and lookahead, 8 epochs",
+        "SpeedNet with Muon and lookahead, 9 epochs",
         Config(
             recipe="speedrun",
             model="speednet",
@@ -247,7 +247,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
             flip="alternating",
             label_smoothing=0.2,
             batch_size=2000,
-            epochs=8,
+            epochs=9,
             ema_decay=0.95,
             lookahead=5,
             valid_fraction=0,

@@ -99,8 +99,9 @@ NO_LOOKAHEAD = "--lookahead 0 --ema_decay 0"
 SPEEDRUN = {
     "baseline": "",
     "10 epochs": "--epochs 10",
-    "7 epochs": "--epochs 7",
+    "8 epochs": "--epochs 8",
     "no lookahead": NO_LOOKAHEAD,
+    "no lookahead, 8 epochs": f"{NO_LOOKAHEAD} --epochs 8",
     "no lookahead, 10 epochs": f"{NO_LOOKAHEAD} --epochs 10",
     "brightness, contrast": COLOURS,
     "batches of 1,500": "--batch_size 1500",
