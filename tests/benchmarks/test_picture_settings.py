@@ -77,16 +77,8 @@ def test_a_trial_is_made_and_compared(tmp_path, capsys, monkeypatch):
     flags = "--max_train_steps 2 --speednet_widths 8 8 8 --batch_size 50"
     main(
         [
-            *(
-                "--task",
-                "cifar",
-                "--recipes",
-                "speedrun",
-                "--variants",
-                "hardest half, 10 epochs",
-                "--minutes",
-                "3",
-            ),
+            *("--task", "cifar", "--recipes", "speedrun", "--minutes", "3"),
+            *("--variants", "hardest half, 10 epochs"),
             *(f"--flags={flags}", "--output", str(output)),
         ]
     )
