@@ -27,8 +27,8 @@ def keep_kernels(n: int = 4096) -> None:
     For models whose shapes come and go. A Transformer's epoch has batches of dozens of shapes, with some thirty
     products each. To make the kernel of one takes a millisecond or more, often longer than the product itself, and
     more threads do not help. 1,024 are nearly enough for 53,000 sentence pairs: the gain is for more shapes than
-    theirs. Torch's own list of kernels, beside oneDNN's, only takes memory: it is kept short. What was measured is in
-    results/cpu-memory-and-waiting.txt. To be called before the first product; what the environment says already
+    theirs. Torch's own list of kernels, beside oneDNN's, only takes memory: it is kept short. What was measured is
+    in results/cpu-memory-and-waiting.txt. To be called before the first product; what the environment says already
     holds.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(n))
