@@ -105,6 +105,7 @@ class Config(RunConfig):
     image_size: ImageSide = 128  # side that pictures and masks are resized to, in pixels
     classes: Literal["binary", "trimap"] = "binary"  # of Pet: pet against background; or with its border
     border: Literal["pet", "background", "ignore"] = "pet"  # what Pet's border counts as in binary masks
+    unseen_breeds: tuple[str, ...] = ()  # of Pet: left out of the training, and the only ones that are tested
     # --- augmentation, of picture and mask together
     flip: bool = True  # half of the pictures are mirrored
     scale: Share = 0.4  # the crop's sides are 1 / (1 + this) to 1 + this of the picture's
@@ -257,9 +258,10 @@ def load_splits(config: Config) -> MaskSplits:
 def read_splits(config: Config) -> MaskSplits:
     """The pictures and masks of --data_dir, of the cache or of code, before any are held out."""
     if config.data_dir and not holds_pets(Path(config.data_dir)):
-        if config.classes != "binary" or config.border != "pet":
+        if config.classes != "binary" or config.border != "pet" or config.unseen_breeds:
             raise UsageError(
-                "--classes and --border are of Pet's masks: leave them out, own masks have their classes"
+                "--classes, --border and --unseen_breeds are of Pet's pictures: leave them out, own masks have "
+                "their classes"
             )
         return load_masked_folder(
             Path(config.data_dir),
@@ -269,9 +271,13 @@ def read_splits(config: Config) -> MaskSplits:
     if config.ignore_value >= 0:
         raise UsageError("--ignore_value is of own masks in --data_dir: leave it out, Pet has --border ignore")
     if config.dataset == "shapes" and not config.data_dir:
+        if config.unseen_breeds:
+            raise UsageError("--unseen_breeds is of Pet's pictures: leave it out, --dataset shapes has none")
         train, test = textured_shapes(image_size=config.image_size)
     else:
         pets = load_pets(config.data_dir or None, image_size=config.image_size)
+        if config.unseen_breeds:
+            pets = pets.with_unseen(config.unseen_breeds)
         train, test = pets.train, pets.test
     return splits_of_trimaps(train, test, config.classes, config.border)
 

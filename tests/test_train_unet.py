@@ -572,7 +572,7 @@ def write_pets(root: Path, n: int = 12) -> None:
     (root / "images").mkdir(parents=True)
     (root / "annotations" / "trimaps").mkdir(parents=True)
     for split, start in (("trainval", 0), ("test", n)):
-        names = [f"disc_{i}" for i in range(start, start + n)]
+        names = [f"{'dark_disc' if i % 3 == 2 else 'disc'}_{i}" for i in range(start, start + n)]
         for i, name in enumerate(names):
             height, width = 40 + i, 50
             distance = np.hypot(*(np.indices((height, width)) - np.array([[[20]], [[25]]])))
@@ -592,6 +592,18 @@ def test_own_pictures_in_the_official_layout(train, tmp_path):
     assert train(tmp_path / "run", *flags) == 0
     assert summary(tmp_path / "run")["test/n_images"] == 12
     assert summary(tmp_path / "run")["test/dice"] >= 0.9
+
+
+def test_a_breed_that_was_never_seen_is_tested_alone(train, tmp_path, capsys):
+    write_pets(tmp_path / "pets")
+    flags = ("--data_dir", tmp_path / "pets", "--batch_size", "4", "--max_train_steps", "1")
+    assert train(tmp_path / "run", *flags, "--unseen_breeds", "dark_disc", "--valid_fraction", "0") == 0
+    assert "8 training, 0 validation and 4 test pictures" in capsys.readouterr().out
+    assert summary(tmp_path / "run")["test/n_images"] == 4
+    assert train(tmp_path / "other", *flags, "--unseen_breeds", "lion") == 2
+    assert "there are dark_disc, disc" in capsys.readouterr().err
+    assert train(tmp_path / "other", "--unseen_breeds", "disc") == 2  # of the demo's shapes
+    assert "--unseen_breeds is of Pet's pictures" in capsys.readouterr().err
 
 
 def write_discs(root: Path, values, picture: str = "images/p{}.jpg", mask: str = "masks/p{}.png") -> None:
@@ -633,6 +645,7 @@ def test_own_masks_have_their_classes_and_pet_s_flags_are_refused(train, tmp_pat
     for flags, named in (
         (("--classes", "trimap"), "--classes"),
         (("--border", "ignore"), "--border"),
+        (("--unseen_breeds", "disc"), "--unseen_breeds"),
         (("--ignore_value", "256"), "--ignore_value"),
     ):
         assert train(tmp_path / "run", "--data_dir", tmp_path / "discs", *flags) == 2

@@ -26,6 +26,11 @@ class MaskedImages:
     def __len__(self) -> int:
         return len(self.names)
 
+    def select(self, chosen: Tensor) -> "MaskedImages":
+        """Those pictures alone: `chosen` (N,) bool."""
+        names = _chosen_names(self.names, chosen)
+        return MaskedImages(chosen_rows(self.images, chosen), chosen_rows(self.trimaps, chosen), names)
+
 
 @dataclass(frozen=True)
 class MaskSplit:
@@ -40,7 +45,7 @@ class MaskSplit:
 
     def select(self, chosen: Tensor) -> "MaskSplit":
         """Those pictures alone: `chosen` (N,) bool."""
-        names = [name for name, is_chosen in zip(self.names, chosen.tolist(), strict=True) if is_chosen]
+        names = _chosen_names(self.names, chosen)
         return MaskSplit(chosen_rows(self.images, chosen), chosen_rows(self.masks, chosen), names)
 
     def to(self, device: torch.device) -> "MaskSplit":
@@ -102,6 +107,10 @@ class MaskSplits:
         train, test = self.train.near(device, train_stays), self.test.near(device, others_stay)
         valid = None if self.valid is None else self.valid.near(device, others_stay)
         return replace(self, train=train, test=test, valid=valid, notes=self.notes + ((note,) if note else ()))
+
+
+def _chosen_names(names: list[str], chosen: Tensor) -> list[str]:
+    return [name for name, is_chosen in zip(names, chosen.tolist(), strict=True) if is_chosen]
 
 
 def _classes(masks: Tensor) -> list[int]:

@@ -15,7 +15,7 @@ import os
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,6 +59,27 @@ class PetSplits:
 
     train: MaskedImages
     test: MaskedImages
+
+    def with_unseen(self, breeds: Sequence[str]) -> "PetSplits":
+        """The same without `breeds` in the training pictures, and with them alone in the test pictures.
+
+        A picture's name is that of its breed, an underscore and a number. Raises DataError for a breed without test
+        pictures, and where none are left to train on.
+        """
+        is_unseen, is_tested = (
+            torch.tensor([_breed(name) in breeds for name in split.names]) for split in (self.train, self.test)
+        )
+        tested = sorted({_breed(name) for name in self.test.names})
+        for breed in breeds:
+            if breed not in tested:
+                raise DataError(f"--unseen_breeds {breed}: no test picture is of it; there are {', '.join(tested)}")
+        if is_unseen.all():
+            raise DataError(f"--unseen_breeds {' '.join(breeds)} leaves no picture to train on: name fewer breeds")
+        return PetSplits(self.train.select(~is_unseen), self.test.select(is_tested))
+
+
+def _breed(name: str) -> str:
+    return name.rpartition("_")[0]
 
 
 def holds_pets(data_dir: Path) -> bool:

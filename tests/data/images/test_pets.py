@@ -105,6 +105,18 @@ def test_trimap_values_are_mapped_right_on_a_picture(root):
         np.testing.assert_array_equal(classes == value, (image == level).all(0))
 
 
+def test_unseen_breeds_are_out_of_the_training_and_all_of_the_test(root):
+    splits = load_pets(str(root), image_size=16)
+    found = splits.with_unseen(["dog"])
+    assert found.train.names == ["cat_2", "cat_1"] and found.test.names == ["dog_7"]
+    assert torch.equal(found.train.images, splits.train.images[[0, 2]])
+    assert torch.equal(found.test.trimaps, splits.test.trimaps[:1])
+    with pytest.raises(DataError, match="dogs: no test picture is of it; there are cat, dog"):
+        splits.with_unseen(["dogs"])
+    with pytest.raises(DataError, match="leaves no picture to train on"):
+        splits.with_unseen(["dog", "cat"])
+
+
 @pytest.mark.parametrize("inner", ["", "oxford-iiit-pet"])
 def test_the_folder_or_its_parent(root, tmp_path, inner):
     expected = first(root)
