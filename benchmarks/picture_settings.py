@@ -41,18 +41,22 @@ UNET = {
     "low resolution": "--low_resolution 0.25",
     "residual encoder": "--encoder residual",
     "residual encoder, 2 blocks": RESIDUAL,
-    "sides of 1/2, 3/4, 1": "--half_size_share 0.4 --three_quarter_size_share 0.3",
-    "192 pixels late": "--image_size 192 --half_size_share 0.45 --three_quarter_size_share 0.35",
-    "hue 20": "--hue 20",
+    "sides of 1/2, 1": "--half_size_share 0.55 --three_quarter_size_share 0",
+    "128 pixels": "--image_size 128 --half_size_share 0.55 --three_quarter_size_share 0",
+    "no hue": "--hue 0",
     "background mix 0.7": "--background_mix 0.7",
     "dropout 0.2": "--dropout 0.2",
+    "width 48": "--width 48",
+    "depth 5": "--depth 5 --max_width 512",
+    "cutmix 0.5": "--cutmix 0.5",
+    "scale 0.6, rotation 30": "--scale 0.6 --rotation 30",
+    "lr 0.03": "--lr 0.03",
+    "lr 0.08": "--lr 0.08",
     "150 epochs": "--epochs 150",
     "gamma, low resolution, deep supervision": NNUNET,
     "those with the residual encoder": f"{NNUNET} {RESIDUAL}",
     "those with 150 epochs": f"{NNUNET} {RESIDUAL} --epochs 150",
-    "those with 192 pixels late": (
-        f"{NNUNET} {RESIDUAL} --image_size 192 --half_size_share 0.45 --three_quarter_size_share 0.35"
-    ),
+    "those with 256 pixels": f"{NNUNET} {RESIDUAL} --image_size 256",
 }
 LOOKAHEAD = "--lookahead 5 --ema_decay 0.95"
 COLOURS = "--brightness 0.14 --contrast 0.13"
