@@ -1,14 +1,13 @@
 """Training speed of train_translation.py beside that of Eole, the same net on the same tokens, in one run.
 
-    python -m venv eole
-    eole/bin/pip install eole
     python -m benchmarks.translation_peers --eole eole/bin/eole --train_files corpus.en.gz corpus.it.gz
 
-Each takes turns as a program of its own, from its command line, and is timed by what it logs, from its first
-report on. Both train a pre-norm Transformer with one joint vocabulary and tied embeddings (Eole's adds 12,608
-numbers: a bias of its logits, and final ones of attention), by AdamW, with dropout 0.1, label smoothing 0.1, and at
-most `--max_tokens` tokens of the longer side an update. Eole reads the tokens of our vocabulary, spares its
-statistics of attention entropy, and loads its batches without further processes, which is faster on few cores.
+eole/bin/eole is the program of a virtual environment in which `pip install eole` was run. Each takes turns as a
+program of its own, from its command line, and is timed by what it logs, from its first report on. Both train a
+pre-norm Transformer with one joint vocabulary and tied embeddings (12,608 numbers more in Eole: a bias of its
+logits and of the last product in attention), by AdamW, with dropout 0.1, label smoothing 0.1, and at most
+`--max_tokens` tokens of the longer side an update. Eole reads the tokens of our vocabulary, spares its statistics
+of attention entropy, and loads its batches without further processes, which is faster on few cores.
 """
 
 import json
