@@ -88,6 +88,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     from data.images.augmentation import Augmentation, Augmenter
     from data.images.pixels import channel_statistics, normalise
     from models.speednet import SpeedNet
+    from training.cpu_memory import keep_freed_memory
     from training.run import open_accelerator
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -118,6 +119,8 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         augmenter.batch = lambda ids: batch_of(ids).contiguous()
     optimizer = script.build_optimizer(model, settings, accelerator.mixed_precision)
     compile_as(variant, model)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()  # as training/setup.py has it
     model, optimizer = accelerator.prepare(model, optimizer)
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 

@@ -54,6 +54,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     import train_cvae as script
     from data.images.epoch_order import plan_epoch
     from data.images.labelled import LabelledImages
+    from training.cpu_memory import keep_freed_memory
     from training.run import open_accelerator
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -72,6 +73,8 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     optimizer = script.build_optimizer(model, settings, accelerator.mixed_precision)
     compile_as(variant, model)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()  # as training/setup.py has it
     model, optimizer = accelerator.prepare(model, optimizer)
     total_steps = 10**6
     update = partial(script.train_update, accelerator, model, optimizer, data, settings, total_steps)

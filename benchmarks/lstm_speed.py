@@ -86,6 +86,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     import train_translation as script
     from data.text.batching import BatchPlanner, Shape, Update
     from data.text.corpus import TranslationCorpus, load_text_splits
+    from training.cpu_memory import keep_freed_memory
     from training.run import open_accelerator
 
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
@@ -120,6 +121,8 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         for name, value in variant.items():
             setattr(model, name, value)
     optimizer = torch.optim.AdamW(model.parameters(), fused=accelerator.mixed_precision != "fp16")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()  # as training/setup.py has it
     model, optimizer = accelerator.prepare(model, optimizer)
 
     steps = itertools.count()

@@ -59,6 +59,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     import train_translation as script
     from data.text.batching import BatchPlanner
     from data.text.corpus import TranslationCorpus, load_text_splits
+    from training.cpu_memory import keep_freed_memory
     from training.run import open_accelerator
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -84,6 +85,8 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     elif variant["compile"]:
         model.compile(dynamic=True)
     optimizer = torch.optim.AdamW(model.parameters(), fused=accelerator.mixed_precision != "fp16")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()  # as training/setup.py has it
     model, optimizer = accelerator.prepare(model, optimizer)
     planner = BatchPlanner(corpus.train, config.max_tokens, batching=variant["batching"], device=accelerator.device)
 

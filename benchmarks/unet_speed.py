@@ -101,6 +101,7 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
     from data.images.epoch_order import plan_epoch
     from data.images.joint_augmentation import JointAugmentation, JointAugmenter
     from data.images.pixels import channel_statistics
+    from training.cpu_memory import keep_freed_memory
     from training.run import open_accelerator
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -138,6 +139,8 @@ def train_in_turns(connection: Connection, config: Config, variant: dict) -> Non
         augmenter.batch = lambda *args: tuple(part.contiguous() for part in batch_of(*args))
     optimizer = script.build_optimizer(model, settings, accelerator.mixed_precision)
     compile_as(variant, model)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()  # as training/setup.py has it
     model, optimizer = accelerator.prepare(model, optimizer)
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 

@@ -1,7 +1,6 @@
-"""Memory for training on a CPU: what is freed is kept for the next update, and so are the kernels of its shapes."""
+"""Memory for training on a CPU: what is freed is kept for the next update."""
 
 import ctypes
-import os
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
 
@@ -10,8 +9,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep freed memory instead of giving it back to the system; True where that is possible.
 
     By default glibc maps every large block afresh, and the system clears its pages on first touch. For the
-    activations of a convolutional net that is much of an update. The process holds its peak until it ends.
-    Nothing happens without glibc.
+    activations of a convolutional net that is much of an update. From then on the process holds its peak until it
+    ends, so what takes much memory for a while comes before. Nothing happens without glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -19,17 +18,3 @@ def keep_freed_memory() -> bool:
         return False
     # No block of its own for anything, and nothing returned from the end of the heap (-1 is the highest size).
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
-
-
-def keep_kernels(n: int = 4096) -> None:
-    """Have oneDNN keep the CPU kernels of the last `n` products of different shapes, where it would keep 1,024.
-
-    For models whose shapes come and go. A Transformer's epoch has batches of dozens of shapes, with some thirty
-    products each. To make the kernel of one takes a millisecond or more, often longer than the product itself, and
-    more threads do not help. 1,024 are nearly enough for 53,000 sentence pairs: the gain is for more shapes than
-    theirs. Torch's own list of kernels, beside oneDNN's, only takes memory: it is kept short. What was measured is
-    in results/cpu-memory-and-waiting.txt. To be called before the first product; what the environment says already
-    holds.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(n))
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "64")

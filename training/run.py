@@ -27,7 +27,6 @@ from data.seeding import Stream, seed_global_generators
 from training.backends import prepare_determinism, set_backends
 from training.checkpoints import set_aside_after
 from training.cli import PathFlag
-from training.cpu_memory import keep_freed_memory
 from training.errors import UsageError
 from training.home_folder import spare_a_read_only_home
 from training.launch import (
@@ -128,8 +127,6 @@ def open_accelerator(
         raise UsageError(problem)
     set_backends(accelerator.device, deterministic)
     keep_losses_in_fp32(accelerator)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
     if accelerator.gradient_accumulation_steps != gradient_accumulation_steps:
         raise UsageError(
             f"--gradient_accumulation_steps {gradient_accumulation_steps}, but the launch configuration says "

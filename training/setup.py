@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from models.batch_norm import synchronize_batch_norm
 from training.checkpoints import load_checkpoint
 from training.compilation import compile_model
+from training.cpu_memory import keep_freed_memory
 from training.ema import EMA
 from training.errors import UsageError
 
@@ -37,6 +38,8 @@ def prepare_training(
     of another model.
     """
     _check_sharding(accelerator, config)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()  # no sooner: what reading the data took has gone back to the system
     ema = EMA(model, config.ema_decay) if config.ema_decay > 0 else None  # while the model is whole
     if accelerator.num_processes > 1:
         synchronize_batch_norm(model)
