@@ -9,6 +9,7 @@ before the next one begins. The same command goes on where the time ended (bench
 validation split: a setting that was chosen here has not seen the test split that a run on the corpus has.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,14 @@ VARIANTS = {
     "simcut 3, 2,000 tokens, dropout 0.2": f"{SIMCUT} --vocab_size 2000 --dropout 0.2",
     "simcut 3, bpe-dropout 0.1, dropout 0.2": f"{SIMCUT} --bpe_dropout 0.1 --dropout 0.2",
     "simcut 3, twice the epochs, dropout 0.3": f"{SIMCUT} --dropout 0.3 --epochs {{twice}}",
+    "simcut 3, half the epochs, dropout 0.2": f"{SIMCUT} --dropout 0.2 --epochs {{half}}",
+    "r-drop 5, half the epochs, dropout 0.2": f"{R_DROP} --dropout 0.2 --epochs {{half}}",
+    "muon": "--optimizer muon --lr 6e-3",
+    "muon, lr 3e-3": "--optimizer muon --lr 3e-3",
+    "muon, updates of 4,096 tokens": "--optimizer muon --lr 6e-3 --max_tokens 4096",
+    "4,000 tokens": "--vocab_size 4000",
+    "updates of 1,024 tokens": "--max_tokens 1024",
+    "5+2 layers": "--n_encoder_layers 5 --n_decoder_layers 2",
     "all of these": f"{SIMCUT} --bpe_dropout 0.1 --masked_smoothing --dropout 0.3 --epochs {{twice}}",
 }
 
@@ -59,7 +68,7 @@ class Config:
     jobs: PositiveInt = 1  # runs at a time
     precision: Precision = "no"  # mixed precision
     recipe: str = "de-en"  # of train_translation.py, which the settings change
-    epochs: PositiveInt = 12  # passes over the training pairs; twice as many where a setting says so
+    epochs: PositiveInt = 12  # passes over the training pairs; twice or half as many where a setting says so
     pairs: Count = 0  # training pairs of each corpus, from all over it; 0: all
     seeds: PositiveInt = 1  # runs of each setting: seeds 0, 1, ..
     variants: tuple[str, ...] = ()  # names of settings to try; without any, all
@@ -82,7 +91,7 @@ def trials_of(config: Config) -> list[Trial]:
 
 def flags_of(variant: str, epochs: int) -> tuple[str, ...]:
     """What a setting adds to the command line of a run of so many `epochs`."""
-    return tuple(VARIANTS[variant].format(twice=2 * epochs).split())
+    return tuple(VARIANTS[variant].format(twice=2 * epochs, half=math.ceil(epochs / 2)).split())
 
 
 def parse_corpus(text: str) -> tuple[str, tuple[str, str]]:
