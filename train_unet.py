@@ -102,7 +102,7 @@ class Config(RunConfig):
     data_dir: PathFlag = ""  # own images/ and masks/, or Pet's images/ and annotations/ or two tarballs
     ignore_value: MaskValue = -1  # value in own masks that counts nothing; -1: 255 beside class numbers, or none
     valid_fraction: ShareBelowOne = 0.1  # share of the training pictures held out to validate on; 0: none
-    image_size: ImageSide = 192  # side that pictures and masks are resized to, in pixels
+    image_size: ImageSide = 128  # side that pictures and masks are resized to, in pixels
     classes: Literal["binary", "trimap"] = "binary"  # of Pet: pet against background; or with its border
     border: Literal["pet", "background", "ignore"] = "pet"  # what Pet's border counts as in binary masks
     unseen_breeds: tuple[str, ...] = ()  # of Pet: left out of the training, and the only ones that are tested
@@ -115,7 +115,7 @@ class Config(RunConfig):
     brightness: Share = 0.5  # brightness is multiplied by 1 +- this at most
     contrast: Share = 0.5  # contrast likewise
     saturation: Share = 1.0  # saturation likewise
-    hue: Degrees = 20.0  # hues are turned by +- this at most, in degrees
+    hue: Degrees = 0.0  # hues are turned by +- this at most, in degrees
     gamma: Share = 0.0  # values from 0 to 1 are raised to a power of 1 / (1 + this) to 1 + this
     low_resolution: Share = 0.0  # share of the pictures that are shown as from half to all of their pixels
     background_mix: Share = 0.5  # share of the pictures that show another's where both have class 0
@@ -138,8 +138,8 @@ class Config(RunConfig):
     loss: Literal["bce", "dice", "bce+dice"] = "bce"  # cross-entropy with logits, soft Dice, or their sum
     epochs: Epochs = 90  # passes over the training pictures; on a resume, another number stretches the schedule
     max_train_steps: Count = 0  # updates in all, instead of epochs, and likewise; 0: by epochs
-    half_size_share: Share = 0.45  # share of the updates, the first ones, on pictures of half the side
-    three_quarter_size_share: Share = 0.35  # and of those that follow, on three quarters of it
+    half_size_share: Share = 0.55  # share of the updates, the first ones, on pictures of half the side
+    three_quarter_size_share: Share = 0.0  # and of those that follow, on three quarters of it
     optimizer: Literal["adamw", "muon"] = "muon"  # muon: for filters, Nesterov's sgd for the rest
     lr: LearningRate = 0.05  # peak of the one-cycle schedule
     pct_start: Share = 0.2  # share of the updates that the rate rises for
@@ -177,7 +177,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 # The loop that a course compared them in: pictures as they are, Adam at one rate, the last weights.
 PLAIN_LOOP: dict[str, Any] = {
-    "image_size": 128,
     "flip": False,
     "scale": 0.0,
     "aspect": 0.0,
@@ -186,11 +185,9 @@ PLAIN_LOOP: dict[str, Any] = {
     "brightness": 0.0,
     "contrast": 0.0,
     "saturation": 0.0,
-    "hue": 0.0,
     "background_mix": 0.0,
     "cutmix": 0.0,
     "half_size_share": 0.0,
-    "three_quarter_size_share": 0.0,
     "optimizer": "adamw",
     "weight_decay": 0.0,
     "lr": 1e-3,
@@ -214,13 +211,11 @@ RECIPES: dict[str, tuple[str, Config]] = {
             brightness=0.3,
             contrast=0.3,
             saturation=0.3,
-            hue=0,
             width=16,
             depth=3,
             loss="bce+dice",
             epochs=10,
             half_size_share=0,
-            three_quarter_size_share=0,
             evaluate_every=1,
             log_every=10,
         ),

@@ -41,9 +41,9 @@ UNET = {
     "low resolution": "--low_resolution 0.25",
     "residual encoder": "--encoder residual",
     "residual encoder, 2 blocks": RESIDUAL,
-    "sides of 1/2, 1": "--half_size_share 0.55 --three_quarter_size_share 0",
-    "128 pixels": "--image_size 128 --half_size_share 0.55 --three_quarter_size_share 0",
-    "no hue": "--hue 0",
+    "sides of 1/2, 3/4, 1": "--half_size_share 0.4 --three_quarter_size_share 0.3",
+    "192 pixels late": "--image_size 192 --half_size_share 0.45 --three_quarter_size_share 0.35",
+    "hue 20": "--hue 20",
     "background mix 0.7": "--background_mix 0.7",
     "dropout 0.2": "--dropout 0.2",
     "width 48": "--width 48",
@@ -181,7 +181,7 @@ TASKS = {
         dict.fromkeys(("mp-tr-bce", "mp-tr-dice", "strconv-tr-bce", "strconv-ups-dice"), "dice"),
         dict.fromkeys(("mp-tr-bce", "mp-tr-dice", "strconv-tr-bce", "strconv-ups-dice"), "oxford-iiit-pet"),
         "--dataset shapes",
-        "--valid_fraction 0.2 --views one",
+        "--valid_fraction 0.5 --views one",  # of 60 held-out pictures, two bad ones decide
     ),
     "cifar": Task(
         "train_cifar",
