@@ -12,7 +12,6 @@ optimizer multiplies is not counted.
 """
 
 import importlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +25,7 @@ from benchmarks.settings_trials import Precision, Trial, over_seeds, run_trials,
 from data.errors import DataError
 from models.generative_model import GenerativeModel
 from models.hard_examples import HardExamples
-from training.cli import PathFlag, parse_config, parse_flags, run_tool
+from training.cli import PathFlag, call_with_config, parse_config, run_tool
 from training.errors import UsageError
 from training.ranges import PositiveInt, Weight
 
@@ -309,11 +308,7 @@ def report(config: Config) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line; exits with code 2, after one line, where a flag cannot be used."""
-    try:
-        report(parse_flags(Config, __doc__ or "", args))
-    except (UsageError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    call_with_config(report, Config, __doc__ or "", args, (DataError,))
 
 
 if __name__ == "__main__":

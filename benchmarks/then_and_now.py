@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ from tabulate import tabulate
 
 from benchmarks.settings_trials import Precision
 from benchmarks.turns import take_turns_to_the_end
-from training.cli import parse_flags, run_tool
+from training.cli import call_with_config, run_tool
 from training.errors import UsageError
 from training.ranges import PositiveInt, Weight
 
@@ -275,11 +274,7 @@ def report(config: Config) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line; exits with code 2, after one line, where a task cannot be compared."""
-    try:
-        report(parse_flags(Config, __doc__ or "", args))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    call_with_config(report, Config, __doc__ or "", args)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from data.errors import DataError
 from data.text.corpus import TranslationCorpus, load_text_splits
 from data.text.tokenization import EOS_ID
 from data.text.tokenized_text import TokenizedPairs
-from training.cli import PathFlag, parse_flags, run_tool
+from training.cli import PathFlag, call_with_config, run_tool
 from training.errors import UsageError
 from training.ranges import PositiveInt, TokenBudget, VocabularySize, Weight, Width
 
@@ -105,7 +105,7 @@ def eole_config(config: Config, precision: str, folder: Path) -> dict:
         },
         "training": {
             "model_path": str(folder / "model"),
-            "compute_dtype": {"no": "fp32"}.get(precision, precision),
+            "compute_dtype": "fp32" if precision == "no" else precision,
             "use_amp": True,
             "world_size": 0,
             "gpu_ranks": [],
@@ -264,11 +264,7 @@ def report(config: Config) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line; exits with code 2, after one line, where a program or a corpus cannot be used."""
-    try:
-        report(parse_flags(Config, __doc__ or "", args))
-    except (UsageError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    call_with_config(report, Config, __doc__ or "", args, (DataError,))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ validation split: a setting that was chosen here has not seen the test split tha
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from benchmarks.settings_trials import Precision, Trial, comparison, over_seeds,
 from data.errors import DataError
 from data.text.corpus import evenly_spaced, load_text_splits
 from data.text.parallel_text import ParallelText
-from training.cli import parse_flags, run_tool
+from training.cli import call_with_config, run_tool
 from training.errors import UsageError
 from training.ranges import Count, PositiveInt, Weight
 
@@ -148,11 +147,7 @@ def report(config: Config) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line; exits with code 2, after one line, where a flag or a corpus cannot be used."""
-    try:
-        report(parse_flags(Config, __doc__ or "", args))
-    except (UsageError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    call_with_config(report, Config, __doc__ or "", args, (DataError,))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,7 @@ from data.text.corpus_statistics import (
 from data.text.small_corpus import LARGEST, SMALLEST, CorpusSettings, settings_for
 from figures.corpus import plot_length_losses, plot_lengths, plot_occurrences, plot_unknown, plot_zipf
 from figures.images import format_table
-from training.cli import PathFlag, parse_flags, run_tool
-from training.errors import UsageError
+from training.cli import PathFlag, call_with_config, run_tool
 from training.ranges import LengthRatio, ShareBelowOne
 from training.redaction import redacted
 
@@ -432,10 +431,7 @@ def report(config: Config) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run from the command line; exits with code 2, after one line, where a corpus cannot be used."""
     try:
-        report(parse_flags(Config, __doc__, args))
-    except (UsageError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        call_with_config(report, Config, __doc__ or "", args, (DataError,))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

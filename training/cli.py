@@ -317,6 +317,25 @@ def call_with_flags(main: Callable[..., None], args: list[str] | None = None) ->
     main(**arguments)
 
 
+def call_with_config(
+    main: Callable[[Flags], None],
+    kind: type[Flags],
+    description: str,
+    args: list[str] | None = None,
+    user_errors: tuple[type[Exception], ...] = (),
+) -> None:
+    """Call `main` with the dataclass `kind` that the flags ask for.
+
+    Exits with code 2, after a line, where they are wrong or `main` raises UsageError or one of `user_errors`.
+    """
+    expected: tuple[type[Exception], ...] = (UsageError, *user_errors)
+    try:
+        main(parse_flags(kind, description, args))
+    except expected as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
     """What tyro says in a box of many lines, of a wrong flag, becomes one line on stderr."""
