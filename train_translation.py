@@ -42,6 +42,7 @@ from models.transformer import Transformer
 from training.bleu_tokenizer import BleuTokenizer, choose_bleu_tokenizer
 from training.checkpoints import load_weights, mean_weights
 from training.cli import PathFlag, flags_given, refuse_options_of_other_models, run_script
+from training.cpu_memory import keep_kernels
 from training.errors import UsageError
 from training.gradients import clip_gradients
 from training.loop import Loop
@@ -795,6 +796,7 @@ def main(config: Config) -> None:
     refuse_options_of_other_models(config, RECIPES, {"transformer": TRANSFORMER_OPTIONS, "lstm": LSTM_OPTIONS})
     refuse_options_of_other_models(config, RECIPES, CONSISTENCY_OPTIONS, choice="consistency")
     check_objective(config)
+    keep_kernels()  # on a CPU: the batches of an epoch have many shapes
     accelerator = begin_run(config)
     device = accelerator.device
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 TOUCH_40_TIMES = """
@@ -62,3 +63,31 @@ def test_what_the_data_took_is_given_back_and_what_training_takes_is_kept():
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     of_data, of_training = map(float, shown.split())
     assert of_data < 30 and of_training > 270
+
+
+SEE_MANY_SHAPES_TWICE = """
+import torch
+from training.cpu_memory import keep_kernels
+if {keep}:
+    keep_kernels()
+torch.set_num_threads(1)
+filters = torch.randn(8, 8, 3, 3)
+for i in range(2):
+    print("pass", flush=True)
+    for height in range(8, 8 + 1100):
+        torch.nn.functional.conv2d(torch.randn(1, 8, height, 8), filters)
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="kernels are kept by oneDNN")
+def test_a_kernel_is_made_once_for_more_shapes_than_onednn_keeps_by_default(monkeypatch):
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)  # a run of this process sets it
+    monkeypatch.setenv("ONEDNN_VERBOSE", "profile_create")
+    made = {}
+    for keep in (False, True):
+        command = [sys.executable, "-c", SEE_MANY_SHAPES_TWICE.format(keep=keep)]
+        log = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        _, first, second = log.split("pass\n")
+        made[keep] = [passed.count("create:cache_miss") for passed in (first, second)]
+    assert made[False][0] >= 1100 and made[False][1] >= 1100
+    assert made[True][0] >= 1100 and made[True][1] == 0
