@@ -28,6 +28,8 @@ from typing import Any, Literal, NamedTuple
 
 from tabulate import tabulate
 
+from tools.diagnosis.machine import usable_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 SAVES_WITHIN = 120.0  # seconds that a run has to save after SIGTERM, before it is killed
 LOOKS_EVERY = 0.2  # seconds
@@ -164,7 +166,7 @@ class _Running:
         self.log = self.folder.with_suffix(".log")
         self._started = time.monotonic()
         common = ("--output_dir", str(self.folder), "--resume", "latest", "--checkpoints_total_limit", "1")
-        threads = max(1, (os.cpu_count() or 1) // jobs)
+        threads = max(1, usable_cores() // jobs)
         environment = {"OMP_NUM_THREADS": str(threads), "ACCELERATE_MIXED_PRECISION": precision}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -123,10 +123,11 @@ def train(connection: Connection, config: Config, run: Run) -> None:
     os.environ["ACCELERATE_MIXED_PRECISION"] = run.precision  # before Accelerate is imported: it is read once
     import torch
 
+    from tools.diagnosis.machine import usable_cores
     from training.cli import parse_config
     from training.run_folder import release_folders
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
     script: Any = importlib.import_module(run.script)
     seconds: list[float] = []
     script.train_update = _in_turns(script.train_update, connection, run, seconds)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.settings_trials import Trial, comparison, over_seeds, read_lines, run_trials, scores
+from tools.diagnosis.machine import usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -58,7 +59,7 @@ def test_each_trial_leaves_a_line_of_its_validation_alone(script, tmp_path):
     first = lines[0]
     assert first["flags"] == ["ends", "--score", "0.5", "--seed", "0"] and first["precision"] == "bf16"
     assert (first["name"], first["exit_code"], first["step"], first["train_seconds"]) == ("one", 0, 7, 2.0)
-    assert first["device"] == str(max(1, (os.cpu_count() or 1) // 2))
+    assert first["device"] == str(max(1, usable_cores() // 2))
     assert "0.99" not in output.read_text()  # of the test
     assert sorted(map(json.dumps, lines)) == sorted(output.read_text().splitlines())
     table = comparison(lines, "dice", higher_is_better=True).splitlines()
