@@ -23,6 +23,7 @@ from training.errors import UsageError
 from training.ranges import Count, PositiveInt, Weight
 
 R_DROP = "--consistency r-drop --consistency_weight 5"
+MUON_4096 = "--optimizer muon --lr 6e-3 --max_tokens 4096"
 SIMCUT = "--consistency simcut --consistency_weight 3"
 VARIANTS = {
     "baseline": "",
@@ -51,7 +52,14 @@ VARIANTS = {
     "r-drop 5, half the epochs, dropout 0.2": f"{R_DROP} --dropout 0.2 --epochs {{half}}",
     "muon": "--optimizer muon --lr 6e-3",
     "muon, lr 3e-3": "--optimizer muon --lr 3e-3",
-    "muon, updates of 4,096 tokens": "--optimizer muon --lr 6e-3 --max_tokens 4096",
+    "muon, updates of 4,096 tokens": MUON_4096,
+    "muon, updates of 4,096 tokens, lr 0.01": f"{MUON_4096} --lr 0.01",
+    "muon, updates of 4,096 tokens, dropout 0.2": f"{MUON_4096} --dropout 0.2",
+    "muon, updates of 4,096 tokens, 5+2 layers": f"{MUON_4096} --n_encoder_layers 5 --n_decoder_layers 2",
+    "muon, updates of 4,096 tokens, d_model 320": f"{MUON_4096} --d_model 320 --n_heads 5 --d_ff 1280",
+    "muon, updates of 4,096 tokens, 8,000 tokens": f"{MUON_4096} --vocab_size 8000",
+    "muon, updates of 4,096 tokens, short rise": f"{MUON_4096} --pct_start 0.1",
+    "muon, simcut 3": f"--optimizer muon --lr 6e-3 {SIMCUT}",
     "4,000 tokens": "--vocab_size 4000",
     "updates of 1,024 tokens": "--max_tokens 1024",
     "5+2 layers": "--n_encoder_layers 5 --n_decoder_layers 2",
