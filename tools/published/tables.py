@@ -235,8 +235,13 @@ def _score(key: str, record: dict, labelled: bool = False) -> str:
 
 
 def _short_hardware(record: dict) -> str:
-    """Without the trade marks that a processor's name is full of."""
-    return re.sub(r"\((?:R|TM)\)| (?:CPU|Processor)\b", "", record["hardware"])
+    """The processor without its trade marks, and its cores: of a run that took fewer of them, how many."""
+    hardware = re.sub(r"\((?:R|TM)\)| (?:CPU|Processor)\b", "", record["hardware"])
+    cores = re.search(r"(\d+) cores$", hardware)
+    threads = re.fullmatch(r"CPU \((\d+) threads\)", record["numbers"]["device"])
+    if cores and threads and int(threads[1]) < int(cores[1]):
+        return f"{hardware[: cores.start()]}{threads[1]} of {cores[0]}"
+    return hardware
 
 
 def _duration(seconds: float) -> str:

@@ -80,6 +80,16 @@ def test_the_page_has_every_record_with_its_notes(root):
     assert page.endswith("How fast:\n\n```\n9 images/s\nnothing else\n```\n")
 
 
+def test_the_hardware_of_a_run_that_took_fewer_cores_says_how_many(root):
+    numbers = RECORD["numbers"] | {"device": "CPU (1 threads)"}
+    record = RECORD | {"hardware": "a(R) chip(TM) CPU, 4 cores", "numbers": numbers}
+    (root / "results" / "small.json").write_text(json.dumps(record))
+    assert "| a chip, 1 of 4 cores, bf16 |" in results_page(root)
+    numbers["device"] = "CPU (4 threads)"
+    (root / "results" / "small.json").write_text(json.dumps(record))
+    assert "| a chip, 4 cores, bf16 |" in results_page(root)
+
+
 def test_a_record_that_lacks_a_field_is_refused(root):
     record = {**RECORD, "numbers": {**RECORD["numbers"]}}
     del record["chosen_on"], record["numbers"]["device"]
