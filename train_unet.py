@@ -9,8 +9,8 @@ my_pictures: images/NAME.jpg with masks/NAME.png of two classes or more, or one 
 (data/images/mask_layouts.py); classes.csv in it names the classes.
 
 `all` trains the four variants one after another and compares them in comparison.md: with 300 pictures test Dice
-0.902 to 0.911, over test-time views 0.914 to 0.922, 17 to 23 minutes each on one or two CPU cores (results/unet-*.json).
-These runs trained on all training pictures and tested their last weights.
+0.902 to 0.911, over test-time views 0.914 to 0.922, 17 to 23 minutes each on one or two CPU cores
+(results/unet-*.json). These runs trained on all training pictures and tested their last weights.
 
 The pictures lie on the device as uint8, where that has room, and are augmented there with their masks. `valid/dice`
 is that of training pictures that are held out, and chooses the checkpoint that is tested (the last one where none
