@@ -52,6 +52,8 @@ VARIANTS = {
     "r-drop 5, half the epochs, dropout 0.2": f"{R_DROP} --dropout 0.2 --epochs {{half}}",
     "muon": "--optimizer muon --lr 6e-3",
     "muon, lr 3e-3": "--optimizer muon --lr 3e-3",
+    "muon, dropout 0.2": "--optimizer muon --lr 6e-3 --dropout 0.2",
+    "muon, updates of 1,024 tokens, dropout 0.2": "--optimizer muon --lr 4e-3 --max_tokens 1024 --dropout 0.2",
     "muon, updates of 4,096 tokens": MUON_4096,
     "muon, updates of 4,096 tokens, lr 0.01": f"{MUON_4096} --lr 0.01",
     "muon, updates of 4,096 tokens, dropout 0.2": f"{MUON_4096} --dropout 0.2",
