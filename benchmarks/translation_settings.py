@@ -23,10 +23,17 @@ from training.errors import UsageError
 from training.ranges import Count, PositiveInt, Weight
 
 R_DROP = "--consistency r-drop --consistency_weight 5"
-MUON_4096 = "--optimizer muon --lr 6e-3 --max_tokens 4096"
 SIMCUT = "--consistency simcut --consistency_weight 3"
 VARIANTS = {
     "baseline": "",
+    "adamw": "--optimizer adamw --lr 2e-3 --max_tokens 2048",
+    "lr 3e-3": "--lr 3e-3",
+    "lr 0.01": "--lr 0.01",
+    "short rise": "--pct_start 0.1",
+    "d_model 320": "--d_model 320 --n_heads 5 --d_ff 1280",
+    "8,000 tokens": "--vocab_size 8000",
+    "updates of 2,048 tokens": "--max_tokens 2048",
+    "updates of 2,048 tokens, dropout 0.2": "--max_tokens 2048 --dropout 0.2",
     "dropout 0.2": "--dropout 0.2",
     "dropout 0.3": "--dropout 0.3",
     "simcut 1, dropout 0.2": "--consistency simcut --consistency_weight 1 --dropout 0.2",
@@ -41,7 +48,7 @@ VARIANTS = {
     "updates of 1,024 tokens, bpe-dropout 0.1, dropout 0.2": "--max_tokens 1024 --bpe_dropout 0.1 --dropout 0.2",
     "updates of 1,024 tokens, dropout 0.3": "--max_tokens 1024 --dropout 0.3",
     "mean of 5, dropout 0.2": "--average_checkpoints 5 --dropout 0.2",
-    "d_model 512, dropout 0.3": "--d_model 512 --n_heads 8 --d_ff 2048 --lr 1e-3 --dropout 0.3",
+    "d_model 512, dropout 0.3": "--d_model 512 --n_heads 8 --d_ff 2048 --dropout 0.3",
     "5+5 layers, dropout 0.3": "--n_encoder_layers 5 --n_decoder_layers 5 --dropout 0.3",
     "twice the epochs, dropout 0.3": "--dropout 0.3 --epochs {twice}",
     "simcut 3, dropout 0.3": f"{SIMCUT} --dropout 0.3",
@@ -50,19 +57,6 @@ VARIANTS = {
     "simcut 3, twice the epochs, dropout 0.3": f"{SIMCUT} --dropout 0.3 --epochs {{twice}}",
     "simcut 3, half the epochs, dropout 0.2": f"{SIMCUT} --dropout 0.2 --epochs {{half}}",
     "r-drop 5, half the epochs, dropout 0.2": f"{R_DROP} --dropout 0.2 --epochs {{half}}",
-    "muon": "--optimizer muon --lr 6e-3",
-    "muon, lr 3e-3": "--optimizer muon --lr 3e-3",
-    "muon, dropout 0.2": "--optimizer muon --lr 6e-3 --dropout 0.2",
-    "muon, updates of 1,024 tokens, dropout 0.2": "--optimizer muon --lr 4e-3 --max_tokens 1024 --dropout 0.2",
-    "muon, updates of 4,096 tokens": MUON_4096,
-    "muon, updates of 4,096 tokens, lr 0.01": f"{MUON_4096} --lr 0.01",
-    "muon, updates of 4,096 tokens, dropout 0.2": f"{MUON_4096} --dropout 0.2",
-    "muon, updates of 4,096 tokens, 5+2 layers": f"{MUON_4096} --n_encoder_layers 5 --n_decoder_layers 2",
-    "muon, updates of 4,096 tokens, d_model 320": f"{MUON_4096} --d_model 320 --n_heads 5 --d_ff 1280",
-    "muon, updates of 4,096 tokens, 8,000 tokens": f"{MUON_4096} --vocab_size 8000",
-    "muon, updates of 4,096 tokens, short rise": f"{MUON_4096} --pct_start 0.1",
-    "muon, simcut 3": f"--optimizer muon --lr 6e-3 {SIMCUT}",
-    "4,000 tokens": "--vocab_size 4000",
     "updates of 1,024 tokens": "--max_tokens 1024",
     "5+2 layers": "--n_encoder_layers 5 --n_decoder_layers 2",
     "all of these": f"{SIMCUT} --bpe_dropout 0.1 --masked_smoothing --dropout 0.3 --epochs {{twice}}",
