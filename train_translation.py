@@ -300,7 +300,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
             n_encoder_layers=3,
             n_decoder_layers=3,
             d_ff=1024,
-            lr=2e-3,
+            optimizer="muon",
+            lr=6e-3,
         ),
     ),
     "de-en-lstm": (

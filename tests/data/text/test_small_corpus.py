@@ -19,7 +19,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz "
 def test_the_smaller_a_corpus_the_more_epochs_the_smaller_updates_and_the_fewer_tokens():
     found = [settings_for(text_of(n, LETTERS, 35)) for n in (20_000, 30_000, 55_000, 160_000, 200_000)]
     assert [s.epochs for s in found] == [25, 20, 15, 9, 8]
-    assert [s.max_tokens for s in found] == [1024, 1024, 1024, 2048, 2048]
+    assert [s.max_tokens for s in found] == [2048, 2048, 2048, 4096, 4096]
     assert [s.d_model for s in found] == [256, 256, 256, 320, 320]
     assert [s.vocab_size for s in found] == [3600, 4100, 5000, 7200, 7700]
     assert all(s.d_model % s.n_heads == 0 and s.d_ff == 4 * s.d_model and s.dropout == 0.2 for s in found)
