@@ -11,8 +11,8 @@ smaller its updates, and the longer it trains. The rule:
 - **size**: width 256 below 100,000 pairs, 320 from there on; heads of 64, feed-forward blocks four times as wide.
 
 The optimizer is Muon. Its updates were tried on the validation split of Tatoeba, German to English: of 2,048 tokens
-on 25,000 pairs (results/small-corpus.txt), where by AdamW a dropout of 0.3 and 2,000 tokens were behind, and of 2,048
-and 4,096 on 55,000 pairs (results/transformer-muon.txt). On more than these nothing was tried.
+on 25,000 pairs (results/small-corpus.txt), where by AdamW a dropout of 0.3 and 2,000 tokens were behind, and of
+2,048 and 4,096 on 55,000 pairs (results/transformer-muon.txt). On more than these nothing was tried.
 """
 
 import math
