@@ -23,7 +23,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.settings_trials import Precision
+from benchmarks.settings_trials import Precision, usable_cores
 from benchmarks.turns import take_turns_to_the_end
 from training.cli import call_with_config, run_tool
 from training.errors import UsageError
@@ -123,7 +123,6 @@ def train(connection: Connection, config: Config, run: Run) -> None:
     os.environ["ACCELERATE_MIXED_PRECISION"] = run.precision  # before Accelerate is imported: it is read once
     import torch
 
-    from tools.diagnosis.machine import usable_cores
     from training.cli import parse_config
     from training.run_folder import release_folders
 

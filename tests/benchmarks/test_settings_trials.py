@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.settings_trials import Trial, comparison, over_seeds, read_lines, run_trials, scores
-from tools.diagnosis.machine import usable_cores
+from benchmarks.settings_trials import Trial, comparison, over_seeds, read_lines, run_trials, scores, usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
