@@ -315,11 +315,14 @@ PAINTED = """charts => charts.map(chart => {
 
 
 def painted(page, section="#cifar"):
-    """Coloured pixels of each chart, by its metric, once what is due is drawn."""
-    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    """Coloured pixels of each chart, by its metric, once two looks find the same: a busy machine draws late."""
     charts = page.locator(f"{section} .chart")
     names = charts.evaluate_all("charts => charts.map(chart => chart.dataset.metric)")
-    return dict(zip(names, charts.evaluate_all(PAINTED), strict=True))
+    counts = None
+    while counts != (counts := charts.evaluate_all(PAINTED)):
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        page.wait_for_timeout(100)  # milliseconds
+    return dict(zip(names, counts, strict=True))
 
 
 def column(page, title, section="#cifar"):
