@@ -28,6 +28,8 @@ from typing import Any, Literal, NamedTuple
 
 from tabulate import tabulate
 
+from training.cores import usable_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 SAVES_WITHIN = 120.0  # seconds that a run has to save after SIGTERM, before it is killed
 LOOKS_EVERY = 0.2  # seconds
@@ -153,13 +155,6 @@ def _append(output: Path, line: dict[str, Any]) -> None:
         os.fsync(file.fileno())
     outcome = line.get("error") or ", ".join(f"{name} {value:.4g}" for name, value in line["valid"].items())
     print(f"{line['name']}: {outcome} ({line['seconds']:.0f} s)", flush=True)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on: `taskset` leaves some of them to others."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Running:

@@ -23,9 +23,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.settings_trials import Precision, usable_cores
+from benchmarks.settings_trials import Precision
 from benchmarks.turns import take_turns_to_the_end
 from training.cli import call_with_config, run_tool
+from training.cores import usable_cores
 from training.errors import UsageError
 from training.ranges import PositiveInt, Weight
 

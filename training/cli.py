@@ -205,7 +205,7 @@ def run_script(
         except Exception:
             if not _is_one_of_several():
                 raise
-            sys.excepthook(*sys.exc_info())
+            sys.excepthook(*sys.exc_info())  # its traceback, as Python's end would show it, which is skipped below
             code = 1
     if _is_one_of_several():
         _end_at_once(code)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.settings_trials import Trial, comparison, over_seeds, read_lines, run_trials, scores, usable_cores
+from benchmarks.settings_trials import Trial, comparison, over_seeds, read_lines, run_trials, scores
+from training.cores import usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """

@@ -13,6 +13,7 @@ import torch
 from packaging.requirements import Requirement
 
 from data.memory import total_memory
+from training.cores import usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,14 +63,6 @@ def this_machine() -> Machine:
         memory=total_memory(),
         memory_available=min(total_memory(), psutil.virtual_memory().available),
     )
-
-
-def usable_cores() -> int:
-    """Physical cores, of those that this process may run on."""
-    cores = psutil.cpu_count(logical=False) or 1
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        cores = min(cores, len(os.sched_getaffinity(0)))
-    return cores
 
 
 def _gpu(index: int) -> Gpu:
