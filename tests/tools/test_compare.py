@@ -44,7 +44,7 @@ def write_run(folder, accuracy=None, n=60, begin=2.0, **config):
     """A run of train_cifar.py; without `accuracy` one that has not ended."""
     (folder / "figures").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | config | {"output_dir": str(folder)}))
-    noise = random.Random(str(folder))
+    noise = random.Random(folder.name)  # not of the whole path: pytest's folders differ from run to run
     lines = []
     for i in range(1, n + 1):
         line = {"step": 10 * i, "epoch": i / 6, "time": 1.5 * i}
@@ -80,7 +80,7 @@ def runs(tmp_path_factory):
         write_run(folder / "cifar" / f"base-seed{seed}", accuracy, seed=seed)
     other = write_run(folder / "cifar" / EVIL, 0.9201, lr=0.2)
     Image.new("RGB", (2000, 1000), "orange").save(other / "figures" / "misclassified.png")
-    write_run(folder / "cifar" / "going", lr=0.3)
+    write_run(folder / "cifar" / "going", begin=1.0, lr=0.3)  # a curve of its own, apart from the others
     with (write_run(folder / "cifar" / "cut", lr=0.4) / "metrics.jsonl").open("a") as file:
         file.write('{"step": 610, "train/lo')
     write_translation(folder / "translation" / "one", 31.25, SENTENCE)
@@ -315,14 +315,11 @@ PAINTED = """charts => charts.map(chart => {
 
 
 def painted(page, section="#cifar"):
-    """Coloured pixels of each chart, by its metric, once two looks find the same: a busy machine draws late."""
+    """Coloured pixels of each chart, by its metric, once what is due is drawn."""
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     charts = page.locator(f"{section} .chart")
     names = charts.evaluate_all("charts => charts.map(chart => chart.dataset.metric)")
-    counts = None
-    while counts != (counts := charts.evaluate_all(PAINTED)):
-        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        page.wait_for_timeout(100)  # milliseconds
-    return dict(zip(names, counts, strict=True))
+    return dict(zip(names, charts.evaluate_all(PAINTED), strict=True))
 
 
 def column(page, title, section="#cifar"):
