@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from models.autocast import in_product_dtype
 from models.linear_cross_entropy import product_in_fp32, rows_of_a_chunk, zeros_for_sums
 
 
@@ -136,11 +137,8 @@ def linear_consistency(
 
     The strength is the papers' alpha.
     """
-    states, labels = states.flatten(0, -2), labels.flatten()
-    device = states.device.type
-    if torch.is_autocast_enabled(device):
-        states = states.to(torch.get_autocast_dtype(device))
-    with torch.autocast(device, enabled=False):
+    states, labels = in_product_dtype(states.flatten(0, -2)), labels.flatten()
+    with torch.autocast(states.device.type, enabled=False):
         return _LinearConsistency.apply(
             states,
             weight,

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from models.autocast import in_product_dtype
+
 # Logits held at a time. On a CPU a chunk should stay in the cache; on a GPU it only has to fill the device.
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
 SMALLEST = torch.finfo(torch.float32).tiny  # probability that counts: a label that has less costs 87 nats
@@ -107,11 +109,8 @@ def linear_cross_entropy(
     al. 2016 (arXiv 1512.00567, section 7). `spread` (V,), which sums to 1, says how the smoothed share is spread
     over the words; without it, evenly. Twice differentiable it is not.
     """
-    states, labels = states.flatten(0, -2), labels.flatten()
-    device = states.device.type
-    if torch.is_autocast_enabled(device):
-        states = states.to(torch.get_autocast_dtype(device))
-    with torch.autocast(device, enabled=False):
+    states, labels = in_product_dtype(states.flatten(0, -2)), labels.flatten()
+    with torch.autocast(states.device.type, enabled=False):
         return _LinearCrossEntropy.apply(
             states, weight, labels, label_smoothing, spread, ignore_index, torch.is_grad_enabled()
         )

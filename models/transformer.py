@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.autocast import in_product_dtype
 from models.dropout import Dropout, dropout
 
 # On a CPU, forward and backward of scaled_dot_product_attention took 4.1, 2.5, 2.1 and 1.3 times as long as
@@ -25,9 +26,12 @@ CPU_PLAIN_ATTENTION_UP_TO = 256
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax of the scaled dot products: (B, H, T, S), each row sums to 1, zero where `mask` is False."""
+    if q.shape[-2] > 1:  # one query reads the keys as they lie
+        k = k.contiguous()  # else the product would copy them transposed, number by number
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        # The mask is small, the scores are not: one pass over them adds it.
+        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
     return scores.softmax(-1)
 
 
@@ -103,8 +107,8 @@ class Sublayer(nn.Module):
 
     def forward(self, x: Tensor, branch) -> Tensor:
         if self.pre_norm:
-            return x + self.dropout(branch(self.norm(x)))
-        return self.norm(x + self.dropout(branch(x)))
+            return x + self.dropout(branch(in_product_dtype(self.norm(x))))
+        return self.norm(x + self.dropout(branch(in_product_dtype(x))))
 
 
 class EncoderLayer(nn.Module):
@@ -356,7 +360,7 @@ class Transformer(nn.Module):
         x = self.embed(self.source_embedding or self.target_embedding, source, cut=cut)
         for layer in self.encoder_layers:
             x = layer(x, mask)
-        return self.encoder_norm(x)
+        return in_product_dtype(self.encoder_norm(x))  # each decoder layer reads it
 
     def decode(self, target: Tensor, memory: Tensor, source_mask: Tensor, cut: Tensor | None = None) -> Tensor:
         """target (B, T), which begins with BOS -> states (B, T, D) before the output projection."""
