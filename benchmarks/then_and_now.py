@@ -4,8 +4,9 @@
         --minutes 10 --output then-and-now
 
 A task is a recipe of today, with its data behind `=`: two files, or a folder. Its variants train in turns
-(benchmarks/turns.py), each with a schedule of as many updates as `--minutes` hold, by a short run before. Seconds
-are those of the updates alone; scores are of the validation split. The table goes to <output>.txt, its numbers to
+(benchmarks/turns.py), each with a schedule of as many updates as `--minutes` hold, by two short runs before.
+Seconds are those of the updates alone; scores are of the validation split. The losses of two recipes are not to be
+compared where their tokens are not the same, as of words and of BPE. The table goes to <output>.txt, its numbers to
 <output>.json.
 """
 
@@ -30,7 +31,8 @@ from training.cores import usable_cores
 from training.errors import UsageError
 from training.ranges import PositiveInt, Weight
 
-WARM_UP = 2  # updates of the short run that are not counted
+WARM_UP = 2  # updates of a short run that are not counted
+SECOND_SHORT_RUN = 20.0  # seconds: a dozen small updates say too little
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ TASKS = {
             "then, sorted batches": Variant("opus-en-it-course --batching sorted"),
             "then, mixed precision, one-cycle": Variant(f"opus-en-it-course {ONE_CYCLE}", mixed=True),
             "now": Variant("opus-en-it", mixed=True),
+            "now, for a small corpus": Variant("small-corpus --languages en it", mixed=True),
         },
     ),
     "opus-en-fr": Task(
@@ -79,7 +82,11 @@ TASKS = {
         "train_translation",
         "bleu",
         "nll",
-        {"then": Variant("de-en-lstm"), "now": Variant("de-en-lstm-strong", mixed=True)},
+        {
+            "then": Variant("de-en-lstm"),
+            "now": Variant("de-en-lstm-strong", mixed=True),
+            "now, Transformer": Variant("de-en", mixed=True),
+        },
     ),
     "resnet": of_pictures("train_cifar", "resnet", "accuracy", "loss"),
     "ultimus": of_pictures("train_cifar", "ultimus", "accuracy", "loss"),
@@ -100,7 +107,7 @@ class Config:
     minutes: Weight = 10.0  # of training that each variant has
     seconds: Weight = 20.0  # of a turn
     precision: Precision = "bf16"  # mixed precision, of the variants that have it
-    short_run: PositiveInt = 12  # updates of the run that is timed before
+    short_run: PositiveInt = 12  # updates of the first run that is timed before
     flags: str = ""  # further ones for each run, behind an equals sign: --flags="--d_model 128 --n_heads 4"
 
 
@@ -224,12 +231,13 @@ def compare(config: Config, name: str, data: tuple[str, ...]) -> dict[str, dict[
         )
         for variant, asked in task.variants.items()
     }
-    timed = take_turns_to_the_end(train, config, runs, config.seconds)
-    for variant, run in runs.items():
-        of_update = timed[variant]["seconds"] / timed[variant]["updates"]
-        updates = max(round(60 * config.minutes / of_update), 1)
-        runs[variant] = replace(run, updates=updates, only_timed=False)
     reports = take_turns_to_the_end(train, config, runs, config.seconds)
+    for seconds, only_timed in ((SECOND_SHORT_RUN, True), (60 * config.minutes, False)):
+        for variant, run in runs.items():
+            of_update = reports[variant]["seconds"] / reports[variant]["updates"]
+            least = run.updates if only_timed else 1
+            runs[variant] = replace(run, updates=max(round(seconds / of_update), least), only_timed=only_timed)
+        reports = take_turns_to_the_end(train, config, runs, config.seconds)
     return {v: report | {"epoch_seconds": report["seconds"] / report["epochs"]} for v, report in reports.items()}
 
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks.then_and_now import TASKS, WARM_UP, Config, Run, main, parse_task, table, train
+from benchmarks.then_and_now import TASKS, WARM_UP, Config, Run, compare, main, parse_task, table, train
 from training.cli import parse_config
 from training.run import RunConfig
 
@@ -105,6 +105,24 @@ def test_a_worker_trains_for_its_turns_and_reports_at_the_end(script, only_timed
     assert (report["updates"], report["seconds"]) == (n, n)
     if not only_timed:
         assert (report["epochs"], report["train_loss"], report["valid"]) == (2.0, 2.0, {"loss": 1.0})
+
+
+def test_each_variant_gets_the_updates_that_fill_the_minutes_by_the_longer_of_two_short_runs(monkeypatch):
+    rounds = []
+
+    def take_turns(work, config, runs, seconds):
+        rounds.append({variant: (run.updates, run.only_timed) for variant, run in runs.items()})
+        of_update = 0.01 if len(rounds) == 1 else 0.5  # the first run is too short to tell
+        return {
+            v: {"seconds": of_update * run.updates, "updates": run.updates, "epochs": 2} for v, run in runs.items()
+        }
+
+    monkeypatch.setattr("benchmarks.then_and_now.take_turns_to_the_end", take_turns)
+    reports = compare(Config(("resnet",), "out", minutes=3), "resnet", ())
+    assert rounds[0] == {"then": (12 + WARM_UP, True), "now": (12 + WARM_UP, True)}
+    assert rounds[1] == {"then": (2000, True), "now": (2000, True)}  # 20 s at 0.01 s
+    assert rounds[2] == {"then": (360, False), "now": (360, False)}  # 180 s at 0.5 s
+    assert reports["now"]["epoch_seconds"] == 90
 
 
 def test_the_table_compares_with_the_first():
