@@ -32,6 +32,13 @@ VARIANTS = {
     "short rise": "--pct_start 0.1",
     "d_model 320": "--d_model 320 --n_heads 5 --d_ff 1280",
     "8,000 tokens": "--vocab_size 8000",
+    "a joint vocabulary of 4,000": "--tied_embeddings three-way --vocab_size 4000",
+    "a joint vocabulary of 8,000": "--tied_embeddings three-way --vocab_size 8000",
+    "a joint vocabulary of 16,000": "--tied_embeddings three-way --vocab_size 16000",
+    "3,000 tokens a language": "--tied_embeddings output --vocab_size 3000",
+    "6,000 tokens a language": "--tied_embeddings output --vocab_size 6000",
+    "20,000 tokens a language": "--tied_embeddings output --vocab_size 20000",
+    "2+2 layers, d_model 320": "--n_encoder_layers 2 --n_decoder_layers 2 --d_model 320 --n_heads 5 --d_ff 1280",
     "updates of 2,048 tokens": "--max_tokens 2048",
     "updates of 2,048 tokens, dropout 0.2": "--max_tokens 2048 --dropout 0.2",
     "dropout 0.2": "--dropout 0.2",
@@ -40,7 +47,7 @@ VARIANTS = {
     "simcut 3, dropout 0.2": f"{SIMCUT} --dropout 0.2",
     "r-drop 5, dropout 0.2": f"{R_DROP} --dropout 0.2",
     "bpe-dropout 0.1, dropout 0.2": "--bpe_dropout 0.1 --dropout 0.2",
-    "masked smoothing, dropout 0.2": "--masked_smoothing --dropout 0.2",
+    "masked smoothing, dropout 0.2": "--masked_smoothing --tied_embeddings three-way --dropout 0.2",
     "2,000 tokens, dropout 0.2": "--vocab_size 2000 --dropout 0.2",
     "8,000 tokens, dropout 0.2": "--vocab_size 8000 --dropout 0.2",
     "updates of 1,024 tokens, dropout 0.2": "--max_tokens 1024 --dropout 0.2",
@@ -59,7 +66,7 @@ VARIANTS = {
     "r-drop 5, half the epochs, dropout 0.2": f"{R_DROP} --dropout 0.2 --epochs {{half}}",
     "updates of 1,024 tokens": "--max_tokens 1024",
     "5+2 layers": "--n_encoder_layers 5 --n_decoder_layers 2",
-    "all of these": f"{SIMCUT} --bpe_dropout 0.1 --masked_smoothing --dropout 0.3 --epochs {{twice}}",
+    "simcut, bpe-dropout, twice the epochs": f"{SIMCUT} --bpe_dropout 0.1 --dropout 0.3 --epochs {{twice}}",
 }
 
 
