@@ -121,6 +121,7 @@ class Config(RunConfig):
     three_phase: bool = False  # from the peak it first falls, as long as it rose, to where it began
     anneal: Literal["cos", "linear"] = "cos"  # form of the rise and the fall
     momentum: ShareBelowOne = 0.9  # of sgd, also beside muon; the first decay of adam and adamw
+    filter_momentum: ShareBelowOne = 0.6  # of muon, for filters
     weight_decay: WeightDecay = 5e-4  # on weights; none on biases, norms, and what muon scales to a fixed norm
     bias_lr_factor: RateFactor = 1.0  # the rate of biases and norms, as a multiple
     head_lr_factor: RateFactor = 1.0  # the rate of the last layer, as a multiple
@@ -140,8 +141,8 @@ class Config(RunConfig):
 # On a resume these may be given anew; another of the others would make it another run (training/resuming.py).
 MAY_CHANGE = flag_names(
     """
-    epochs max_train_steps lr pct_start div_factor final_div_factor three_phase anneal momentum weight_decay
-    bias_lr_factor head_lr_factor max_grad_norm ema_decay ema_narrows lookahead evaluate_every patience
+    epochs max_train_steps lr pct_start div_factor final_div_factor three_phase anneal momentum filter_momentum
+    weight_decay bias_lr_factor head_lr_factor max_grad_norm ema_decay ema_narrows lookahead evaluate_every patience
     views eval_batch_size data_dir checkpointing_steps checkpoints_total_limit log_every compile deterministic
     """
 )
@@ -261,6 +262,10 @@ def load_splits(config: Config) -> ImageSplits:
     """Training, validation and test images, on the CPU."""
     embedded = {"shapes": drawn_shapes, "digits": drawn_digits}.get(config.dataset)
     if embedded and not config.data_dir:
+        if config.image_size != Config.image_size:
+            raise UsageError(
+                f"--image_size is for images of your own: --dataset {config.dataset} draws them at its size"
+            )
         train_images, train_labels, test_images, test_labels, names = embedded()
         train_images = train_images.expand(-1, 3, -1, -1)
         test_images = test_images.expand(-1, 3, -1, -1)
@@ -317,7 +322,8 @@ def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> O
         {"params": vectors, "weight_decay": 0.0, "lr_factor": config.bias_lr_factor},
     ]
     if config.optimizer == "muon":
-        groups[0] |= {"orthogonal": True, "momentum": 0.6, "keeps_norm": not has_norms(model)}
+        net = model.net if isinstance(model, HardExamples) else model
+        groups[0] |= {"orthogonal": True, "momentum": config.filter_momentum, "keeps_norm": not has_norms(net)}
         return Muon(groups, config.lr, config.momentum, dtype=product_dtype(mixed_precision))
     if config.optimizer == "adam":  # as of 2014: its own decays, and weight decay within the gradient
         return torch.optim.Adam(groups, config.lr, betas=(config.momentum, 0.999), fused=fused(mixed_precision))
@@ -345,9 +351,11 @@ def objective(logits: Tensor, labels: Tensor, config: Config) -> dict[str, Tenso
 
     logits (B, K) float32, labels (B,).
     """
-    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="sum")
-    n_right = (logits.argmax(1) == labels).sum()
-    return {"loss": loss, "accuracy": n_right}
+    return {
+        "loss": F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="sum"),
+        "nll": F.cross_entropy(logits.detach(), labels, reduction="sum"),
+        "accuracy": (logits.argmax(1) == labels).sum(),
+    }
 
 
 def objective_on_hardest(output: HardExamplesOutput, labels: Tensor, config: Config) -> dict[str, Tensor]:
@@ -367,7 +375,7 @@ def average_weights(ema: EMA, model: nn.Module, config: Config, step: int, total
     """Move the average of the weights after `step` updates; with lookahead, take the bare `model` back to it."""
     if not config.lookahead:
         ema.update(model, total_steps - step if config.ema_narrows else None)
-    elif step % config.lookahead == 0:
+    elif step % config.lookahead == 0 or step == total_steps:
         # As in hlb-CIFAR10 and airbench: at first the average is where the weights are.
         ema.look_ahead(model, config.ema_decay**config.lookahead * (step / total_steps) ** 3)
 
@@ -455,7 +463,7 @@ def evaluate(
 
 def draw_curves(run: Run, loop: Loop) -> None:
     """Write the figures of what was logged, on the main process."""
-    panels = {"loss": ["train/loss", "valid/loss"], "accuracy": ["train/accuracy", "valid/accuracy"]}
+    panels = {"loss": ["train/nll", "valid/loss"], "accuracy": ["train/accuracy", "valid/accuracy"]}
     if run.accelerator.is_main_process:
         plot_curves(run.metrics_path, run.figures_dir, panels | {"lr": ["lr"], "throughput": [loop.rate_name]})
 

@@ -51,7 +51,7 @@ from models.likelihoods import (
     bits_per_dim,
 )
 from training.checkpoints import load_weights
-from training.cli import PathFlag, run_script
+from training.cli import PathFlag, refuse_options_of_other_models, run_script
 from training.errors import UsageError
 from training.evaluation import row_of_each_example
 from training.finished_run import open_run
@@ -76,6 +76,7 @@ from training.ranges import (
     LearningRate,
     Parts,
     PatchSide,
+    PositiveInt,
     RateDivisor,
     Seed,
     Share,
@@ -133,6 +134,7 @@ class Config(RunConfig):
     classifier_weight: Weight = 0.0  # of a classifier that is to see the label in pictures under a wrong one
     classifier_noise: Weight = 0.0  # up to this share of the contrast of photographs, on all that it is shown
     classifier_pooling: PatchSide = 1  # pixels along the side of the squares that it sees averaged
+    classifier_every: PositiveInt = 1  # it is shown one image in so many, which saves time
     picture_temperature: Temperature = 1.0  # of spatial latents in pictures for a label; 0: at their priors' means
     # --- optimization
     epochs: Epochs = 40  # passes over the training images; on a resume, another number stretches the schedule
@@ -144,9 +146,11 @@ class Config(RunConfig):
     final_div_factor: RateDivisor = 1e4  # it ends at where it began divided by this; both 1: a constant rate
     three_phase: bool = False  # from the peak it first falls, as long as it rose, to where it began
     anneal: Literal["cos", "linear"] = "cos"  # form of the rise and the fall
-    weight_decay: WeightDecay = 0.01  # on filters and matrices; none on biases and norms
+    weight_decay: WeightDecay = 0.01  # AdamW's, on filters and matrices; none on biases and norms
     max_grad_norm: GradientNorm = 1.0  # gradients are clipped to this norm; 0: not at all
-    skip_gradient_norm: GradientNorm = 0.0  # updates with a gradient beyond this norm are left out; 0: none
+    skip_gradient_norm: GradientNorm = (
+        0.0  # left out are updates beyond this norm, once the rate has risen; 0: none
+    )
     ema_decay: ShareBelowOne = 0.999  # moving average of the weights, which is what is evaluated; 0: none
     seed: Seed = 0  # of the initial weights, the order of the images and all noise
     # --- evaluation
@@ -268,6 +272,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
 def load_splits(config: Config) -> ImageSplits:
     """Training, validation and test images, on the CPU."""
     if config.dataset == "digits" and not config.data_dir:
+        if config.channels != 1:
+            raise UsageError("--dataset digits are grey: add --channels 1")
         splits = ImageSplits.of(*drawn_digits(image_size=config.image_size))
     else:
         splits = load_image_splits(
@@ -319,6 +325,7 @@ def build_model(config: Config, n_classes: int) -> GenerativeModel:
             classifier_weight=config.classifier_weight,
             classifier_noise=config.classifier_noise,
             classifier_pooling=config.classifier_pooling,
+            classifier_every=config.classifier_every,
             picture_temperature=config.picture_temperature,
         )
     except ValueError as error:
@@ -327,12 +334,13 @@ def build_model(config: Config, n_classes: int) -> GenerativeModel:
 
 def build_optimizer(model: nn.Module, config: Config, mixed_precision: str) -> Optimizer:
     """Every parameter in one group: filters and matrices, and vectors (biases, norms)."""
+    if config.optimizer == "adamax":
+        # Its weight decay is not AdamW's: it would be added to the gradients, which are smaller, and outweigh them.
+        return torch.optim.Adamax(model.parameters(), config.lr)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    if config.optimizer == "adamax":
-        return torch.optim.Adamax(groups, config.lr)
     return torch.optim.AdamW(groups, config.lr, betas=(0.9, 0.99), fused=fused(mixed_precision))
 
 
@@ -431,7 +439,9 @@ def train_update(
             accelerator.backward((terms["loss"] + terms["label_loss"]) * scale)
             if accelerator.sync_gradients:
                 gradient_norm = clip_gradients(accelerator, model, config.max_grad_norm)
-                skipped = skips_update(accelerator, gradient_norm, config.skip_gradient_norm)
+                # The first gradients are large: who leaves them out stays where they are.
+                limit = config.skip_gradient_norm if step >= config.pct_start * total_steps else 0.0
+                skipped = skips_update(accelerator, gradient_norm, limit)
             if not skipped:
                 optimizer.step()
             optimizer.zero_grad()
@@ -563,6 +573,7 @@ def write_figures(
 def main(config: Config) -> None:
     old_rules = {"valid_fraction": 0.0}  # runs of before there was one held out nothing
     config = settings_of_run(config, RECIPES, MAY_CHANGE, "cvae", old_rules)
+    refuse_options_of_other_models(config, RECIPES, {"adamw": ("weight_decay",)}, choice="optimizer")
     accelerator = begin_run(config)
     device = accelerator.device
     n_parts = accelerator.num_processes * config.gradient_accumulation_steps

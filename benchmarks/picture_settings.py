@@ -73,7 +73,9 @@ RESNET = {
     "lr 0.07": "--lr 0.07",
     "lr 0.14": "--lr 0.14",
     "biases at 16 times": "--bias_lr_factor 16",
-    "average 0.998": "--ema_decay 0.998",
+    "average 0.998": "--ema_decay 0.998 --no_ema_narrows",
+    "lookahead, filters' momentum 0.75": f"{LOOKAHEAD} --filter_momentum 0.75",
+    "lookahead, lr 0.065": f"{LOOKAHEAD} --lr 0.065 --bias_lr_factor 6 --head_lr_factor 6",
     "whitened, gelu, smoothing 0.2": "--whitened --activation gelu --label_smoothing 0.2",
     "those with brightness, contrast": f"--whitened --activation gelu --label_smoothing 0.2 {COLOURS}",
     "those with batches of 250": "--whitened --activation gelu --label_smoothing 0.2 --batch_size 250",
@@ -92,6 +94,11 @@ ULTIMUS = {
     "average 0.9995": "--ema_decay 0.9995",
     "average that narrows": "--ema_decay 0.9995 --ema_narrows",
     "linear": "--anneal linear",
+    "alternating mirror, smoothing 0.1": "--flip alternating --label_smoothing 0.1",
+    "alternating mirror, smoothing 0.1, crops of 2": "--flip alternating --label_smoothing 0.1 --crop_padding 2",
+    "alternating mirror, smoothing 0.1, cutout 8": "--flip alternating --label_smoothing 0.1 --cutout 8",
+    "weight decay 0.03, lr 0.007": "--weight_decay 0.03 --lr 0.007",
+    "28 epochs": "--epochs 28",
     "short rise": "--pct_start 0.05",
     "momentum 0.95": "--momentum 0.95",
     "muon": "--optimizer muon --lr 0.02 --momentum 0.85",
@@ -118,6 +125,7 @@ SPEEDRUN = {
     "hardest half, no lookahead, 12 epochs": f"--hard_share 0.5 {NO_LOOKAHEAD} --epochs 12",
     "hardest half, no lookahead, 14 epochs": f"--hard_share 0.5 {NO_LOOKAHEAD} --epochs 14",
 }
+FOURTH = "--classifier_every 4"
 EFFICIENT = "--optimizer adamax --sigma softplus --narrow_posteriors --kl_warmup 0.2"
 CVAE_MNIST = {
     "baseline": "",
@@ -125,6 +133,12 @@ CVAE_MNIST = {
     "adamax, lr 6e-3": "--optimizer adamax --lr 6e-3",
     "softplus": "--sigma softplus",
     "gradients up to 0.3": "--skip_gradient_norm 0.3",
+    "classifier on every fourth": FOURTH,
+    "classifier on every fourth, 15 epochs": f"{FOURTH} --epochs 15",
+    "classifier on every fourth, 15 epochs, 7x7x4, 14x14x1": f"{FOURTH} --epochs 15 --spatial_latents 7 4 14 1",
+    "classifier on every fourth, 15 epochs, 7x7x4, 14x14x1, encoder sees label": (
+        f"{FOURTH} --epochs 15 --spatial_latents 7 4 14 1 --encoder_sees_label"
+    ),
     "fine maps of 16": "--fine_width 16",
     "narrow posteriors, warm-up": "--narrow_posteriors --kl_warmup 0.2",
     "lr 4e-3": "--lr 4e-3",
@@ -144,7 +158,15 @@ CVAE_CIFAR10 = {
     "baseline": "",
     "adamax": "--optimizer adamax",
     "softplus": "--sigma softplus",
-    "gradients up to 20": "--skip_gradient_norm 20",
+    "gradients up to 60": "--skip_gradient_norm 60",
+    "gradients clipped to 20": "--max_grad_norm 20",
+    "classifier on every fourth": FOURTH,
+    "warm-up 0.2": "--kl_warmup 0.2",
+    "classifier on every fourth, warm-up 0.2": f"{FOURTH} --kl_warmup 0.2",
+    "classifier on every fourth, warm-up 0.2, fine maps of 32": f"{FOURTH} --kl_warmup 0.2 --fine_width 32",
+    "classifier on every fourth, warm-up 0.2, fine maps of 32, 10 epochs": (
+        f"{FOURTH} --kl_warmup 0.2 --fine_width 32 --epochs 10"
+    ),
     "fine maps of 32": "--fine_width 32",
     "lr 3e-3": "--lr 3e-3",
     "5 components": "--n_mixtures 5",

@@ -37,6 +37,7 @@ VARIANTS = {
     "a joint vocabulary of 16,000": "--tied_embeddings three-way --vocab_size 16000",
     "3,000 tokens a language": "--tied_embeddings output --vocab_size 3000",
     "6,000 tokens a language": "--tied_embeddings output --vocab_size 6000",
+    "10,000 tokens a language": "--tied_embeddings output --vocab_size 10000",
     "20,000 tokens a language": "--tied_embeddings output --vocab_size 20000",
     "2+2 layers, d_model 320": "--n_encoder_layers 2 --n_decoder_layers 2 --d_model 320 --n_heads 5 --d_ff 1280",
     "updates of 2,048 tokens": "--max_tokens 2048",

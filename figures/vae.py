@@ -42,16 +42,19 @@ def write_pictures(
     """Write the PNGs of what the model makes of images (N, C, S, S) uint8 with `targets` and labels (N,).
 
     wrong_labels, reconstructions, relabelled, interpolations and prior_samples; of the first 25 images. All are on
-    the model's device.
+    the model's device. Titles say at what temperature pictures were drawn, if not at 1.
     """
     model.eval()
     n_classes, device = len(class_names), images.device
     images, targets, true = images[:25].cpu(), targets[:25], labels[:25]
     generator = seeded_generator(device, Stream.FIGURES, seed, 0)
+    temperature = model.picture_temperature
 
     given = wrong_labels(true, n_classes, generator)
     outputs = relabelled(model, targets, true, given, generator).cpu()
-    write_wrong_labels(folder / "wrong_labels.png", images, true.cpu(), given.cpu(), outputs, class_names)
+    write_wrong_labels(
+        folder / "wrong_labels.png", images, true.cpu(), given.cpu(), outputs, class_names, temperature
+    )
 
     outputs = reconstructed(model, targets, true, generator).cpu()
     write_reconstructions(folder / "reconstructions.png", images, true.cpu(), outputs, class_names)
@@ -61,7 +64,7 @@ def write_pictures(
         same_draw = seeded_generator(device, Stream.FIGURES, seed, 1)  # of the latent, for all labels
         under_each.append(relabelled(model, targets[:10], true[:10], torch.full_like(true[:10], k), same_draw))
     outputs = torch.stack(under_each, 1).cpu()
-    write_relabelled(folder / "relabelled.png", images[:10], outputs, true[:10].cpu(), class_names)
+    write_relabelled(folder / "relabelled.png", images[:10], outputs, true[:10].cpu(), class_names, temperature)
 
     n_pairs = len(targets) // 2
     first, last = true[:n_pairs], true[-n_pairs:]
@@ -71,7 +74,7 @@ def write_pictures(
 
     of_each = torch.arange(n_classes, device=device).repeat_interleave(10)
     samples = drawn(model, of_each, generator).unflatten(0, (n_classes, 10)).cpu()
-    write_prior_samples(folder / "prior_samples.png", samples, class_names)
+    write_prior_samples(folder / "prior_samples.png", samples, class_names, temperature)
 
 
 def write_wrong_labels(
@@ -81,6 +84,7 @@ def write_wrong_labels(
     given_labels: Tensor,
     outputs: Tensor,
     class_names: Sequence[str],
+    temperature: float = 1.0,
 ) -> None:
     """Write a PNG of pairs: an image under its true label, and what the VAE makes of it under the label given.
 
@@ -107,7 +111,8 @@ def write_wrong_labels(
         torch.stack([inputs, outputs], dim=1).flatten(0, 1),
         titles,
         n_columns=2 * n_pairs,
-        title=f"{len(images)} test images with their true label, and each as the VAE draws it under a wrong label",
+        title=f"{len(images)} test images with their true label, and each as the VAE draws it under a wrong label"
+        + _temperature_note(temperature),
         column_labels=["input", "output"] * n_pairs,
         colors=[TRUE_COLOR, GIVEN_COLOR] * len(images),
     )
@@ -141,7 +146,7 @@ def write_reconstructions(
     )
 
 
-def write_prior_samples(path: Path, samples: Tensor, class_names: Sequence[str]) -> None:
+def write_prior_samples(path: Path, samples: Tensor, class_names: Sequence[str], temperature: float = 1.0) -> None:
     """Write a PNG of what the VAE draws from the prior: a row for each class, its samples beside each other.
 
     `samples`: (K, M, C, S, S), `samples[k]` drawn under label k. Raises `ValueError` where K differs from the
@@ -154,13 +159,20 @@ def write_prior_samples(path: Path, samples: Tensor, class_names: Sequence[str])
         samples[: len(shown)].flatten(0, 1),
         None,
         n_columns=samples.shape[1],
-        title="Samples from the prior under each label" + _shown_note(shown, class_names),
+        title="Samples from the prior under each label"
+        + _shown_note(shown, class_names)
+        + _temperature_note(temperature),
         row_labels=[class_names[label] for label in shown],
     )
 
 
 def write_relabelled(
-    path: Path, images: Tensor, outputs: Tensor, true_labels: Tensor, class_names: Sequence[str]
+    path: Path,
+    images: Tensor,
+    outputs: Tensor,
+    true_labels: Tensor,
+    class_names: Sequence[str],
+    temperature: float = 1.0,
 ) -> None:
     """Write a PNG with a row for each image: the image, then its one latent decoded under every label.
 
@@ -182,6 +194,7 @@ def write_relabelled(
         inside = F.pad(torch.ones(row.shape[-2:], dtype=torch.bool), (FRAME_WIDTH,) * 4)
         rows.append(torch.where(inside, F.pad(row, (FRAME_WIDTH,) * 4), frames))
     title = "One latent under every label: the true one is framed" + _shown_note(shown, class_names)
+    title += _temperature_note(temperature)
     plot_image_grid(
         path,
         torch.cat(rows) if rows else images,
@@ -223,6 +236,10 @@ def _enlarge(images: Tensor) -> Tensor:
     """(N, C, H, W) floats of 0 to 1, by a whole factor to about `SMALL_IMAGE` pixels; large ones are left."""
     factor = max(1, round(SMALL_IMAGE / max(images.shape[-2:])))
     return _to_float(images).repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+
+
+def _temperature_note(temperature: float) -> str:
+    return "" if temperature == 1 else f" (spatial latents at a temperature of {temperature:g})"
 
 
 def _shown_note(shown: Sequence[int], class_names: Sequence[str]) -> str:

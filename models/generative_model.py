@@ -30,7 +30,9 @@ class GenerativeModel(nn.Module):
     that no other one takes for a label. With `classifier_noise` > 0 it sees all pictures under normal noise, which
     asks for shapes (Kaur et al. 2019, arXiv 1910.08640), of up to that share of the contrast that photographs have;
     more contrast than theirs is taken from a picture first, or it would drown the noise. With `classifier_pooling`
-    > 1 it sees squares of so many pixels averaged, and no finer pattern moves it.
+    > 1 it sees squares of so many pixels averaged, and no finer pattern moves it. Drawing images a second time and
+    showing them takes more than half of an update. With `classifier_every` > 1 that is done with the first of each
+    so many images alone, which then count for all.
 
     `picture_temperature` scales the noise of spatial latents in pictures that are made for a label, here and in
     models/cvae_pictures.py: at 0 they are drawn at the means of their priors.
@@ -38,7 +40,8 @@ class GenerativeModel(nn.Module):
     `n_noise` are the standard normals that an image takes: those of the network, then, where there is a classifier,
     one for the wrong label and those of what it sees.
 
-    Raises `ValueError` for a negative number, and for squares that are larger than the image.
+    Raises `ValueError` for a negative number, for one in less than one image, and for squares that are larger than
+    the image.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class GenerativeModel(nn.Module):
         classifier_weight: float = 0.0,
         classifier_noise: float = 0.0,
         classifier_pooling: int = 1,
+        classifier_every: int = 1,
         picture_temperature: float = 1.0,
     ):
         super().__init__()
@@ -63,9 +67,12 @@ class GenerativeModel(nn.Module):
                 raise ValueError(f"{name} {value}: give 0 or more")
         if not 1 <= classifier_pooling <= cvae.image_size:
             raise ValueError(f"classifier_pooling {classifier_pooling}: give 1 to {cvae.image_size} pixels")
+        if classifier_every < 1:
+            raise ValueError(f"classifier_every {classifier_every}: give 1 or more")
         self.cvae, self.likelihood = cvae, likelihood
         self.probe_weight, self.classifier_weight = probe_weight, classifier_weight
-        self.classifier_noise, self.picture_temperature = classifier_noise, picture_temperature
+        self.classifier_noise, self.classifier_every = classifier_noise, classifier_every
+        self.picture_temperature = picture_temperature
         hazy = classifier_weight > 0 and classifier_noise > 0
         of_classifier = 1 + (1 + cvae.channels * cvae.image_size**2) * hazy
         self.n_noise = cvae.n_noise + (of_classifier if classifier_weight > 0 else 0)
@@ -91,8 +98,11 @@ class GenerativeModel(nn.Module):
             latent = (1 + self.probe_weight) * output.latent.detach() - self.probe_weight * output.latent
             label_loss = label_loss + F.cross_entropy(self.probe(latent).float(), labels, reduction="none")
         if self.classifier_weight > 0:
-            latent = output.latent.detach()
-            label_loss = label_loss + self._classifier_loss(targets, labels, latent, noise, of_classifier)
+            each = (targets, labels, output.latent.detach(), noise, of_classifier)
+            some = [tensor[:: self.classifier_every] for tensor in each]
+            loss = torch.zeros_like(log_prob)
+            loss[:: self.classifier_every] = self._classifier_loss(*some) * (len(labels) / len(some[0]))
+            label_loss = label_loss + loss
         return log_prob, output, label_loss
 
     def _classifier_loss(

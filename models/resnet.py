@@ -52,7 +52,7 @@ class ResNet9(nn.Module):
 
     The logits are scaled by an eighth, as in Page's net: the features are not normalised before the last layer,
     which at the rates that suit the other layers would overshoot.
-    Sides of other sizes must be multiples of 8; what is left of them after the last pooling is pooled as well.
+    Sides may be other ones from 16 on; what is left of them after the last pooling is pooled as well.
 
     `whitened`: a fixed 3x3 convolution that whitens patches comes first, as in Page's last part, and a 1x1
     convolution in the place of the first 3x3. Call `init_whitening` with some normalised training images then.

@@ -27,7 +27,7 @@ def whitening_filters(images: Tensor, kernel_size: int = 2, eps: float = 5e-4) -
     patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, c * kernel_size**2)
     moments = (patches.T @ patches / len(patches)).double()
     eigenvalues, eigenvectors = torch.linalg.eigh(moments)
-    # Largest first, and with a positive first non-zero entry: the sign that eigh returns is arbitrary.
+    # Largest first, and with a positive largest entry: the sign that eigh returns is arbitrary.
     eigenvalues, eigenvectors = eigenvalues.flip(0), eigenvectors.flip(1)
     largest = eigenvectors.abs().argmax(0)
     eigenvectors = eigenvectors * eigenvectors.gather(0, largest[None]).sign()

@@ -541,7 +541,8 @@ def test_two_processes_pick_their_hardest_and_stay_alike(tmp_path):
 
 
 def test_lookahead_makes_the_average_the_weights_and_needs_one(train, tmp_path, capsys):
-    flags = ("--evaluate_every", "0", "--lookahead", "4", "--no_final_test", "--views", "six-unsure")
+    # Of 12 updates the last two are after the second time that it looks ahead: they count too.
+    flags = ("--evaluate_every", "0", "--lookahead", "5", "--no_final_test", "--views", "six-unsure")
     assert train(tmp_path / "run", *flags, "--ema_decay", "0.9") == 0
     (last,) = list_checkpoints(tmp_path / "run")[-1:]
     weights, average = load_file(last / "model.safetensors"), load_file(last / "ema.safetensors")
@@ -660,6 +661,7 @@ def test_bad_data_and_flags_are_one_line_and_exit_code_2(train, tmp_path, capsys
         (("--data_dir", tmp_path / "nowhere"), "nowhere"),
         (("--crop_padding", "-1"), "--crop_padding"),
         (("--cutout", "33"), "--cutout"),
+        (("--dataset", "digits", "--image_size", "48"), "--image_size"),
         (("--model", "ultimus", "--speednet_widths", "8", "8", "8"), "--speednet_widths"),
         (("--flip", "none", "--views", "six"), "--views six"),
     ):

@@ -4,6 +4,7 @@ Where no run of that script is named, one is made, once, and kept in the cache.
 """
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from training.finished_run import FinishedRun
 from training.run import sum_over_processes
 
 _JUDGE_BYTES = 100 << 20  # what a judge's run takes on disk, with some to spare
+_FEWEST_UPDATES = 250  # of a judge: after fewer it is hardly trained, and its average of the weights less
 SCRIPT = Path(__file__).resolve().parents[1] / "train_cifar.py"
 _OF_SEVERAL_PROCESSES = {
     "RANK",
@@ -87,18 +89,22 @@ class Judge:
 def train_judge(splits: ImageSplits, dataset: str, data_dir: str, epochs: int) -> Path:
     """The folder of a run of train_cifar.py on the data that `splits` came from, trained on the first call.
 
-    They came from `data_dir`, or else from `dataset`. It is a speed run of `epochs`, by one process on all cores,
-    on all training images, those that are held out here too. It lies in the cache, or in a temporary folder where
-    that has no room. Raises UsageError where the training fails, and DataError where neither folder has room.
+    They came from `data_dir`, or else from `dataset`. It is a speed run of `epochs`, by one process, on all
+    training images, those that are held out here too; of more epochs where these make less than `_FEWEST_UPDATES`
+    updates. It lies in the cache, or in a temporary folder where that has no room. Raises UsageError where the
+    training fails, and DataError where neither folder has room.
     """
     held = [splits.train] if splits.valid is None else [splits.train, splits.valid]
     n_images = sum(map(len, held))
-    flags = ["speedrun", "--dataset", dataset, "--epochs", str(epochs), "--tracker", "none"]
+    flags = ["speedrun", "--dataset", dataset, "--tracker", "none"]
     if n_images * epochs < 250 * 2000:  # too few for the speed run's updates; its rates suit no smaller batch
-        flags += ["--batch_size", str(max(32, n_images * epochs // 500)), "--optimizer", "adamw", "--lr", "0.003"]
+        batch_size = max(32, n_images * epochs // 500)
+        epochs = max(epochs, math.ceil(_FEWEST_UPDATES / math.ceil(n_images / batch_size)))
+        flags += ["--batch_size", str(batch_size), "--optimizer", "adamw", "--lr", "0.003"]
         flags += ["--weight_decay", "0.01", "--bias_lr_factor", "1", "--head_lr_factor", "1", "--pct_start", "0.2"]
     if splits.train.images.shape[1] == 1:  # digits: the mirror would give them another meaning; half the width does
         flags += ["--flip", "none", "--views", "one", "--speednet_widths", "32", "128", "128"]
+    flags += ["--epochs", str(epochs)]
     pixels_and_labels = [tensor.numpy().tobytes() for each in held for tensor in (each.images, each.labels)]
     run = _judge_folder(Path("judges") / content_key({"flags": flags}, pixels_and_labels))
     if _is_finished(run):

@@ -62,6 +62,21 @@ def test_the_classifier_learns_from_real_images_and_the_decoder_from_it_under_wr
     assert ours[2] is None  # the encoder does not learn from it
 
 
+@pytest.mark.parametrize("every, shown", [(2, [0, 2]), (3, [0, 3]), (9, [0])])
+def test_of_so_many_images_the_classifier_sees_one_which_counts_for_all(every, shown):
+    weights = make(classifier_weight=0.7, spatial_latents=((4, 2),)).state_dict()
+    losses = []
+    targets, noise = torch.rand(4, 1, 8, 8).round(), None
+    for classifier_every in (1, every):
+        model = make(classifier_weight=0.7, spatial_latents=((4, 2),), classifier_every=classifier_every)
+        model.load_state_dict(weights)
+        noise = torch.randn(4, model.n_noise) if noise is None else noise
+        losses.append(model(targets, LABELS, LABELS, noise)[2])
+    expected = torch.zeros(4)
+    expected[shown] = losses[0][shown] * (4 / len(shown))
+    torch.testing.assert_close(losses[1], expected)
+
+
 def test_the_classifier_sees_images_and_pictures_under_the_same_noise_of_even_strengths():
     model = make(classifier_weight=1.0, classifier_noise=0.3)
     n_images = 600
@@ -107,6 +122,7 @@ def test_the_classifier_sees_squares_averaged_and_no_finer_pattern():
         ({"classifier_noise": -0.1}, "classifier_noise -0.1: give 0 or more"),
         ({"picture_temperature": -1.0}, "picture_temperature -1.0: give 0 or more"),
         ({"classifier_pooling": 0}, "classifier_pooling 0: give 1 to 8 pixels"),
+        ({"classifier_every": 0}, "classifier_every 0: give 1 or more"),
         ({"classifier_pooling": 9}, "classifier_pooling 9: give 1 to 8 pixels"),
     ],
 )

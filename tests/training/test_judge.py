@@ -96,9 +96,11 @@ def test_a_judge_is_trained_once_and_found_again(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("n_images", "batch_size"), [(50_000, None), (49_999, 999), (6_000, 120), (100, 32)], ids=str
+    ("n_images", "batch_size", "epochs"), [(50_000, None, 10), (49_999, 999, 10), (6_000, 120, 10), (100, 32, 63)]
 )
-def test_small_data_gets_small_batches_and_rates_that_suit_them(monkeypatch, tmp_path, n_images, batch_size):
+def test_small_data_gets_small_batches_and_rates_that_suit_them(
+    monkeypatch, tmp_path, n_images, batch_size, epochs
+):
     """The rates of the speed run are for 2000 images an update; on digits they ended at chance."""
     monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path))
     commands = []
@@ -111,6 +113,7 @@ def test_small_data_gets_small_batches_and_rates_that_suit_them(monkeypatch, tmp
     monkeypatch.setattr(judge.subprocess, "run", run)
     train_judge(splits_of(n_images), "uoft-cs/cifar10", "", 10)
     (command,) = commands
+    assert command[command.index("--epochs") + 1] == str(epochs)
     given = {flag: command[command.index(flag) + 1] for flag in ("--batch_size", "--optimizer") if flag in command}
     assert given == ({} if batch_size is None else {"--batch_size": str(batch_size), "--optimizer": "adamw"})
 
