@@ -41,7 +41,7 @@ from models.linear_cross_entropy import linear_cross_entropy
 from models.lstm import Seq2SeqLSTM
 from models.transformer import Transformer
 from training.bleu_tokenizer import BleuTokenizer, choose_bleu_tokenizer
-from training.checkpoints import load_weights, mean_weights
+from training.checkpoints import find_checkpoint, load_weights, mean_weights
 from training.cli import PathFlag, flags_given, refuse_options_of_other_models, run_script
 from training.cpu_memory import keep_kernels
 from training.errors import UsageError
@@ -121,7 +121,7 @@ class Config(RunConfig):
     max_tokens: TokenBudget = 4096  # rows x longer side of a micro-batch in one process, padding counted
     gradient_accumulation_steps: Parts = 1  # micro-batches of a process in an update
     # --- model
-    fit_to_corpus: bool = False  # vocabulary, updates, epochs, size by data/text/small_corpus.py, where not given
+    fit_to_corpus: bool = False  # what data/text/small_corpus.py says of the corpus, for what is not given
     model: Literal["transformer", "lstm"] = "transformer"  # the other one's options are refused
     dropout: ShareBelowOne = 0.1  # on embeddings; on residual branches, or between LSTM layers and before the last
     tied_embeddings: Literal["none", "output", "three-way"] = "three-way"  # three-way: one joint vocabulary
@@ -158,7 +158,7 @@ class Config(RunConfig):
     three_phase: bool = False  # from the peak it first falls, as long as it rose, to where it began
     anneal: Literal["cos", "linear"] = "cos"  # form of the rise and the fall
     beta2: ShareBelowOne = 0.98  # AdamW's second decay
-    weight_decay: WeightDecay = 0.01  # AdamW's, on matrices only
+    weight_decay: WeightDecay = 0.01  # of AdamW and Muon, on matrices only
     max_grad_norm: GradientNorm = 1.0  # gradients are clipped to this norm; 0: not at all
     ema_decay: ShareBelowOne = 0.998  # moving average of the weights, which is what is evaluated; 0: none
     average_checkpoints: Count = 0  # the mean of the last so many validations' weights is tried too; 0: none
@@ -184,7 +184,7 @@ MAY_CHANGE = flag_names(
     epochs max_train_steps lr pct_start div_factor final_div_factor three_phase anneal beta2 weight_decay
     max_grad_norm ema_decay average_checkpoints patience validate_every beam_size length_penalty tune_length_penalty
     length_normalization test_sentences eval_max_len eval_batch_size eval_max_tokens data_dir
-    extra_test_files checkpointing_steps checkpoints_total_limit log_every compile deterministic
+    checkpointing_steps checkpoints_total_limit log_every compile deterministic
     """
 )
 
@@ -363,13 +363,20 @@ LSTM_OPTIONS = (
     "teacher_forcing_ratio",
 )
 CONSISTENCY_OPTIONS = {"r-drop": ("consistency_weight",), "simcut": ("consistency_weight", "cutoff")}
-# What a checkpoint was evaluated with whose config does not have the field yet.
+# What held for a checkpoint whose config does not have the field yet.
 OLD_RULES = {"length_normalization": "gnmt", "tokenizer_sample": 0}
 STACKED = {"weight_ih": 4, "weight_hh": 4, "key_value": 2}  # matrices in one parameter: gates; keys and values
 
 
-def check_objective(config: Config) -> None:
-    """Raise UsageError where the flags of what is trained on and averaged do not go with the others."""
+def check_options(config: Config) -> None:
+    """Raise UsageError where flags do not go with each other."""
+    if config.bpe_dropout and config.max_tokens < config.max_len:
+        raise UsageError(
+            f"--bpe_dropout makes sentences longer, some up to --max_len {config.max_len}, in any epoch: lower "
+            f"that to --max_tokens {config.max_tokens}"
+        )
+    if config.tune_length_penalty and config.beam_size == 1:
+        raise UsageError("--tune_length_penalty is of beam search: give --beam_size 2 or more")
     if config.masked_smoothing and config.tied_embeddings != "three-way":
         raise UsageError("--masked_smoothing is of a joint vocabulary: add --tied_embeddings three-way")
     if config.masked_smoothing and config.label_smoothing == 0:
@@ -408,12 +415,7 @@ def load_splits(config: Config) -> CorpusSplits:
 
 
 def fit_to_corpus(config: Config, splits: CorpusSplits) -> tuple[Config, CorpusSplits]:
-    """The config of a new run with what the corpus asks for, but for the flags that were given; a note of it.
-
-    What a run was fitted to is kept as its settings, so that a resume does not fit it again.
-    """
-    if not config.fit_to_corpus:
-        return config, splits
+    """The config of a new run with what the corpus asks for, but for the flags that were given; a note of it."""
     settings = settings_for(splits.train)
     given = flags_given(config, RECIPES)
     fitted = {name: value for name, value in asdict(settings).items() if name not in given}
@@ -421,7 +423,15 @@ def fit_to_corpus(config: Config, splits: CorpusSplits) -> tuple[Config, CorpusS
     kept = [f"--{name} {getattr(config, name)}" for name in asdict(settings) if name in given]
     note += f"; given instead: {' '.join(kept)}" if kept else ""
     splits = replace(splits, notes=(*splits.notes, note))
-    return replace(config, **fitted, fit_to_corpus=False), splits
+    return replace(config, **fitted), splits
+
+
+def begins_anew(config: Config) -> bool:
+    """Whether there is no checkpoint to go on from: of `--resume latest` there may be none yet."""
+    if not (config.resume or config.eval_only):
+        return True
+    run = config.resume or config.output_dir
+    return find_checkpoint(run, Path(config.output_dir), prefer_best=config.eval_only) is None
 
 
 def tokenize(splits: CorpusSplits, config: Config) -> TranslationCorpus:
@@ -638,7 +648,7 @@ def evaluate(
         )
         return tokenizer.decode(outputs, [text.sources[i] for i in sentences])
 
-    metrics = mean_token_sums(accelerator, model, pairs, config)
+    metrics = objective_per_token(accelerator, model, pairs, config)
     translations = Translations(
         sources=[text.sources[i] for i in picked],
         hypotheses=translate_in_shares(accelerator, len(picked), translate),
@@ -650,7 +660,7 @@ def evaluate(
     return {**metrics, **scores}, translations
 
 
-def mean_token_sums(
+def objective_per_token(
     accelerator: Accelerator, model: nn.Module, pairs: TokenizedPairs, config: Config
 ) -> dict[str, float]:
     """What the objective logs beside the smoothed loss, per target token of all pairs; each process has a share."""
@@ -773,6 +783,7 @@ def report_test(run: Run, loop: Loop, model: nn.Module, corpus: TranslationCorpu
     run.release_signals()
     try_mean(run, loop, model, corpus, config)
     load_weights(model, loop.checkpoint_to_test)
+    model.eval()
     summary = loop.summary()
     if config.tune_length_penalty:
         power, metrics = choose_length_penalty(run, model, corpus, config)
@@ -784,11 +795,12 @@ def report_test(run: Run, loop: Loop, model: nn.Module, corpus: TranslationCorpu
     else:
         run.print("the test split is not evaluated (--no_final_test)")
     if accelerator.is_main_process:
+        shown = corpus.test if config.final_test else corpus.valid
         figures = plot_translation_run(
             run.output_dir,
             {"source": planner.source_lengths, "target": planner.target_lengths},
             planner.real_and_padding(planner.plan_epoch(0)),
-            attention_examples(model, corpus.test.source, corpus.tokenizers, SPECIAL, accelerator.device),
+            attention_examples(model, shown.source, corpus.tokenizers, SPECIAL, accelerator.device),
         )
         run.log_figures(figures, loop.step)
     run.finish(summary, loop.train_seconds, model)
@@ -799,7 +811,7 @@ def main(config: Config) -> None:
     config = settings_of_run(config, RECIPES, MAY_CHANGE, "translation", OLD_RULES)
     refuse_options_of_other_models(config, RECIPES, {"transformer": TRANSFORMER_OPTIONS, "lstm": LSTM_OPTIONS})
     refuse_options_of_other_models(config, RECIPES, CONSISTENCY_OPTIONS, choice="consistency")
-    check_objective(config)
+    check_options(config)
     keep_kernels()  # on a CPU: the batches of an epoch have many shapes
     accelerator = begin_run(config)
     device = accelerator.device
@@ -807,7 +819,9 @@ def main(config: Config) -> None:
 
     # --- data
     with local_main_process_first(accelerator):  # the others find text and tokens in the cache
-        config, splits = fit_to_corpus(config, load_splits(config))
+        splits = load_splits(config)
+        if config.fit_to_corpus and begins_anew(config):  # the settings of an old run are what it was fitted to
+            config, splits = fit_to_corpus(config, splits)
         corpus = tokenize(splits, config)
     bleu_tokenizer, note = choose_bleu_tokenizer(config.bleu_tokenizer, config.languages[1], splits.train.targets)
     config = replace(config, bleu_tokenizer=bleu_tokenizer)
@@ -838,6 +852,9 @@ def main(config: Config) -> None:
         config.max_tokens * n_parts, len(planner.pairs), len(first_epoch), config.seed, config.batching
     )
     total_steps = place_in_epoch(accelerator, config, state, epoch_plan, checkpoint, "tokens")
+    if "kept_steps" in state:  # by the run's own number of them
+        n_kept = len(state["kept_steps"])
+        state["kept_steps"] = state["kept_steps"][n_kept - min(config.average_checkpoints, n_kept) :]
     spread = smoothing_spread(corpus, config, device)
     update = partial(train_update, accelerator, model, optimizer, config, spread)
     if config.find_lr:

@@ -123,7 +123,7 @@ def penalties(length: int, length_penalty: float, normalization: LengthNormaliza
     length - 1 tokens before EOS, and that of one which goes on, with `length` tokens.
     """
     if normalization == "gnmt":
-        return (((5 + length) / 6) ** length_penalty,) * 2
+        return ((5 + length) / 6) ** length_penalty, ((6 + length) / 6) ** length_penalty
     return max(length - 1, 1) ** length_penalty, length**length_penalty
 
 

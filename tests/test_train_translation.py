@@ -438,6 +438,8 @@ def test_several_processes_that_do_not_know_of_each_other_are_refused(train, tmp
         (("--average_checkpoints", "3", "--checkpointing_steps", "5"), "leave out --checkpointing_steps"),
         (("--masked_smoothing", "--tied_embeddings", "output"), "add --tied_embeddings three-way"),
         (("--masked_smoothing", "--label_smoothing", "0"), "give it more than 0"),
+        (("--bpe_dropout", "0.1", "--max_len", "300", "--max_tokens", "256"), "lower that to --max_tokens 256"),
+        (("--tune_length_penalty", "0.5", "1", "--beam_size", "1"), "give --beam_size 2 or more"),
         (("--consistency", "simcut", "--attentional_layer", "--input_feeding"), "leave out --input_feeding"),
         (("--consistency", "simcut", "--teacher_forcing_ratio", "0.5"), "give --teacher_forcing_ratio 1"),
     ],
@@ -478,6 +480,9 @@ def test_the_mean_of_the_last_validations_weights_is_tested_where_it_is_better(
     (line,) = [line for line in curve(tmp_path / "run") if "valid_mean/bleu" in line]
     assert summary(tmp_path / "run")["best/valid/nll"] == line["valid_mean/nll"]
     assert "mean of the weights of 2 validations" in capsys.readouterr().out
+    without = ("--average_checkpoints", "0", *flags[2:], "--resume", "latest")
+    assert train(tmp_path / "run", *without) == 0
+    assert "mean of the weights" not in capsys.readouterr().out
 
 
 def test_a_run_is_fitted_to_its_corpus_but_for_what_is_given_and_resumed_as_it_was(train, tmp_path, capsys):
@@ -490,11 +495,13 @@ def test_a_run_is_fitted_to_its_corpus_but_for_what_is_given_and_resumed_as_it_w
     assert "--vocab_size 300 --max_tokens 640 --epochs 7 --dropout 0.25" in said
     assert "given instead: --vocab_size 400" in said
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert settings["epochs"] == 2 and settings["d_model"] == 32 and not settings["fit_to_corpus"]
+    assert settings["epochs"] == 2 and settings["d_model"] == 32 and settings["fit_to_corpus"]
     half_way = tmp_path / "run" / "checkpoints" / "checkpoint-2"
-    assert train(tmp_path / "resumed", *ends, "--resume", half_way) == 0
-    assert "settings for" not in capsys.readouterr().out
-    assert curve(tmp_path / "resumed") == [line for line in curve(tmp_path / "run") if line["step"] > 2]
+    # The same command goes on, as after a crash, and so does one without what the run knows.
+    for name, flags in (("same", ("--fit_to_corpus",)), ("short", ())):
+        assert train(tmp_path / name, *flags, *ends, "--resume", half_way) == 0
+        assert "settings for" not in capsys.readouterr().out
+        assert curve(tmp_path / name) == [line for line in curve(tmp_path / "run") if line["step"] > 2]
 
 
 # --- learning
@@ -750,7 +757,12 @@ def test_the_final_test_can_be_bounded_or_left_out(train, tmp_path, capsys):
     assert values["test/n_sentences"] == 7 < values["test/n_sentences_in_split"]
     assert len((tmp_path / "some" / "translations" / "test.hyp.txt").read_text().splitlines()) == 7
     assert f"7 of the {values['test/n_sentences_in_split']} test sentences" in capsys.readouterr().out
-    assert train(tmp_path / "none", *flags, "--no_final_test") == 0
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_translation, "attention_examples", lambda *args: shown.append(args) or [])
+        assert train(tmp_path / "none", *flags, "--no_final_test") == 0
+    ((attentive, sentences, *_),) = shown
+    assert not attentive.training and 0 < len(sentences) < values["test/n_sentences_in_split"]
     assert not any(name.startswith("test/") for name in summary(tmp_path / "none"))
     assert "not evaluated" in capsys.readouterr().out
     assert train(tmp_path / "none", "--eval_only", "--no_final_test") == 2

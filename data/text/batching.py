@@ -2,8 +2,9 @@
 
 An update is planned for all processes at once, from (seed, epoch) alone: `plan_epoch` gives the same updates
 in every process, and `Update.micro_batch` gives each of its equal parts. So the number of target tokens of an
-update is known everywhere before it starts, without any communication, and one process with accumulation 2,
-two processes, and one process with the doubled budget train on the same updates.
+update is known everywhere before it starts, without any communication, and one process with accumulation 2 and
+two processes train on the same updates. So does one process with the doubled budget, where updates have at least
+`ROW_MULTIPLE` rows.
 
 The sizes and shapes of an epoch's updates are the same in every epoch, and settled once. An epoch is then an order
 of the sentences, one array on the device, of which each update is a slice.
@@ -195,7 +196,8 @@ class BatchPlanner:
     batches of `own_parts`, those of this process (default: all), and copy them.
 
     `max_tokens` bounds rows x longer side, padding included, of a micro-batch in one process; `n_parts` is
-    processes x accumulation steps, so an update holds up to `max_tokens * n_parts`.
+    processes x accumulation steps, so an update holds up to `max_tokens * n_parts`. Where its rows do not divide
+    into the parts, each has up to one row more.
 
     A sentence of more than `max_tokens` is an error; where they may be longer (`allow_longer`, "sorted" alone),
     such a sentence makes an update by itself.

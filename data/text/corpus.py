@@ -34,12 +34,15 @@ from data.text.tokenized_text import TokenizedPairs, cached_tokens
 from data.text.word_by_word import encode_column
 
 _SPLITS = ("train", "valid", "test")
-_SPLITS_FORMAT = 1  # to be raised when text is read, cleaned or split otherwise than before
+_SPLITS_FORMAT = 2  # to be raised when text is read, cleaned or split otherwise than before
 
 
 @dataclass(frozen=True)
 class CorpusSplits:
-    """Cleaned sentence pairs, no sentence of either side in both train and a held-out split."""
+    """Cleaned sentence pairs, no sentence of either side in both train and a held-out split.
+
+    Nor in both valid and test, unless both came from files.
+    """
 
     train: ParallelText
     valid: ParallelText
@@ -78,7 +81,7 @@ def load_text_splits(
     """The splits of `train_files` where given, else of the embedded "phrasebook", else of a hub data set.
 
     What has no files of its own is split off the training pairs by hash. Held-out files are used whole (only
-    their empty lines are skipped), and training pairs that share a sentence with them are dropped and counted.
+    their empty lines are skipped), and other pairs that share a sentence with them are dropped and counted.
     `extra_test_files` are a test set beside the other one. All text is normalised (`data.text.parallel_text`), and,
     once it is split, put into lower case with `lowercase`.
 
@@ -188,15 +191,19 @@ def _split(
         text, 0.0 if held_out["valid"] else valid_fraction, 0.0 if held_out["test"] else test_fraction
     )
     given = {name: read_heldout(files, languages) for name, files in held_out.items() if files}
-    n_before = len(train)
-    for heldout in given.values():
+    n_split = len(train) + len(valid) + len(test)
+    for name, heldout in given.items():
         train = without_sentences_of(train, heldout)
+        valid = without_sentences_of(valid, heldout)
+        if name == "valid":  # two test sets may share sentences
+            test = without_sentences_of(test, heldout)
+    n_in_heldout_files = n_split - len(train) - len(valid) - len(test)
     valid, test, test_extra = given.get("valid", valid), given.get("test", test), given.get("test_extra")
     split_counts |= {
         "train": len(train),
         "valid": len(valid),
         "test": len(test),
-        "in_heldout_files": n_before - len(train),
+        "in_heldout_files": n_in_heldout_files,
     }
     if len(train) == 0:
         raise DataError(
@@ -403,7 +410,8 @@ class TranslationCorpus:
         """Which tokens of a joint vocabulary stand in training sources but in no training target: (V,) bool."""
         n_tokens = self.source_tokenizer.vocab_size
         in_source, in_target = (
-            np.bincount(side.tokens, minlength=n_tokens) > 0 for side in (self.train.source, self.train.target)
+            np.bincount(side.own_tokens(), minlength=n_tokens) > 0
+            for side in (self.train.source, self.train.target)
         )
         return in_source & ~in_target
 

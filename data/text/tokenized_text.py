@@ -41,6 +41,14 @@ class TokenizedText:
         start = self.starts[index]
         return self.tokens[start : start + self.lengths[index]]
 
+    def own_tokens(self) -> np.ndarray:
+        """The tokens of these sentences alone, in the order of `tokens`: (n,) int32. Sentences do not overlap."""
+        begun = np.zeros(len(self.tokens) + 1, dtype=np.int8)
+        has_tokens = self.lengths > 0
+        begun[self.starts[has_tokens]] += 1
+        begun[(self.starts + self.lengths)[has_tokens]] -= 1
+        return self.tokens[np.cumsum(begun[:-1], dtype=np.int8) > 0]
+
     def cut(self, max_len: int) -> "TokenizedText":
         """The first `max_len` tokens of each sentence."""
         return TokenizedText(self.tokens, self.starts, np.minimum(self.lengths, max_len))

@@ -35,7 +35,7 @@ def test_each_setting_is_a_run_of_its_own_that_the_script_takes(files, tmp_path)
     assert list(settings) == [f"en-it: {name}" for name in VARIANTS] and len(trials) == 2 * len(VARIANTS)
     assert len({trial.flags for trial in trials}) == len(trials)
     for name, found in settings.items():
-        train_translation.check_objective(found)
+        train_translation.check_options(found)
         assert found.train_files == files and found.languages == ("en", "it") and not found.final_test
         epochs = {"twice": 6, "all of these": 6, "half": 2}  # half of 3, rounded up
         assert found.epochs == next((n for word, n in epochs.items() if word in name), 3)

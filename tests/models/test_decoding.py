@@ -262,6 +262,14 @@ def test_scores_by_hand():
     assert model.translate(length_penalty=1.0, length_normalization="gnmt") == "a"
 
 
+def test_a_hypothesis_that_would_win_if_it_ended_next_is_waited_for():
+    """By gnmt: log 0.45 over 6/6 is -0.80 for "", log 0.4 over 7/6 is -0.785 for "a", which ends at no cost."""
+    table = {"": {".": 0.45, "a": 0.4}, "a": {".": 1.0}}
+    source = torch.ones(1, 4, dtype=torch.long)
+    (output,) = beam_search(Scripted(table), source, SPECIAL, 1, length_normalization="gnmt")
+    assert len(output) == 1
+
+
 def test_an_empty_translation_is_scored_as_one_word():
     """log 0.4 = -0.916 of nothing against log 0.15 = -1.897 of two words, -0.949 each."""
     table = {"": {".": 0.4, "a": 0.15}, "a": {"a": 1.0}, "aa": {".": 1.0}}

@@ -165,6 +165,26 @@ def test_a_further_test_set_stands_beside_the_other_and_leaves_training(tmp_path
         load_text_splits("none", "", ("en", "it"), **options, extra_test_files=empty)
 
 
+@pytest.mark.parametrize("given", ["valid", "test", "extra_test"])
+def test_no_sentence_of_held_out_files_is_in_a_split_that_was_made_by_hash(tmp_path, given):
+    text = some_text()
+    options = {"train_files": as_files(tmp_path, text), "valid_fraction": 0.1, "test_fraction": 0.1}
+    before = load_text_splits("none", "", ("en", "it"), **options)
+    shared = [splits.select(range(3)) for splits in (before.train, before.valid, before.test)]
+    heldout = ParallelText(
+        [sentence for split in shared for sentence in split.sources], [f"other {i}" for i in range(9)]
+    )
+    options[f"{given}_files"] = as_files(tmp_path, heldout, "h")
+    splits = load_text_splits("none", "", ("en", "it"), **options)
+    made_by_hash = {"valid": ("train", "test"), "test": ("train", "valid"), "extra_test": ("train", "valid")}
+    for name in made_by_hash[given]:
+        assert len(getattr(splits, name)) > 0
+        assert not set(getattr(splits, name).sources) & set(heldout.sources)
+    assert splits.counts["in_heldout_files"] == (6 if given == "extra_test" else 9)
+    if given == "extra_test":  # two test sets may share sentences
+        assert splits.test == before.test
+
+
 def test_the_phrasebook_takes_no_held_out_files(tmp_path):
     with pytest.raises(DataError, match="splits of its own"):
         load_text_splits("phrasebook", "", ("en", "it"), extra_test_files=("a", "b"))
@@ -302,6 +322,15 @@ def test_tokens_that_only_the_source_side_has_are_found():
         *corpus.source_tokenizer.tokens(corpus.train.target[0].tolist())
     }
     assert only and "7" not in only
+
+
+def test_pairs_that_are_not_trained_on_do_not_say_which_tokens_the_target_has():
+    text = ParallelText(["der hund"] * 50 + ["x"], ["the dog"] * 50 + ["der hund " * 20])
+    settings = SETTINGS | {"joint": True, "max_len": 20}
+    corpus = TranslationCorpus(CorpusSplits(text, text, text), **settings)
+    assert len(corpus.train) == 50
+    source, target = corpus.train.source[0].tolist(), corpus.train.target[0].tolist()
+    assert set(corpus.only_in_source().nonzero()[0].tolist()) == set(source) - set(target)
 
 
 def test_long_sentences_leave_training_but_never_the_test():

@@ -11,6 +11,14 @@ def test_sentences_come_back_from_the_flat_array():
     assert [text.select(np.array([3, 1]))[i].tolist() for i in range(2)] == [[5, 6], []]
 
 
+def test_the_tokens_of_a_part_are_its_own():
+    text = TokenizedText.from_lists([[1, 2, 3], [], [4], [5, 6]])
+    assert text.own_tokens().tolist() == [1, 2, 3, 4, 5, 6]
+    assert text.select([3, 1, 0]).own_tokens().tolist() == [1, 2, 3, 5, 6]
+    assert text.cut(2).own_tokens().tolist() == [1, 2, 4, 5, 6]
+    assert text.select([1]).own_tokens().tolist() == []
+
+
 def test_a_second_call_reads_and_a_damaged_file_is_rebuilt(tmp_path, monkeypatch):
     monkeypatch.setenv("ONECYCLE_CACHE", str(tmp_path))
     calls = []
