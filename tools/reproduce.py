@@ -3,12 +3,13 @@
     python -m tools.reproduce --list --data DIR                # what is stale, and what it would cost
     python -m tools.reproduce --data DIR --hours 3             # all of it, as much as fits into three hours
     python -m tools.reproduce cifar-ultimus unet-mp-tr-bce     # these alone, with the data in $ONECYCLE_DATA
+    taskset -c 1 python -m tools.reproduce unet-mp-tr-bce --seeds 1   # beside another one that makes seeds 0 and 2
 
 results/records.yaml lists the runs. They are made one after another, each seed in runs/records/NAME/seed<n> with
-its log beside it; when all seeds of a record are done, results/NAME.json and the tables are written, and the record
-of older code goes to results/history/. What was cut,
-by --hours or a signal, is gone on with the next time, where its code and flags are still the same. A run that fails
-is left, the next one is made, and the exit code is 1 at the end.
+its log beside it; when all seeds of a record are done, results/NAME.json and the tables are written, and the
+record of older code goes to results/history/. What was cut, by --hours or a signal, is gone on with the next time,
+where its code and flags are still the same. A run that fails is left, the next one is made, and the exit code is 1
+at the end.
 
 A record is stale where the code that its script imports has changed; other files, comments and docstrings do not
 count. With --hours, a run is begun if it is expected to end in what is left of them, or if it takes longer than all
@@ -39,7 +40,7 @@ from tools.published.tables import write_tables
 from tools.record import log_lines, write_record
 from training.cli import PathFlag, call_with_flags, run_tool
 from training.errors import UsageError
-from training.ranges import Range
+from training.ranges import Range, Seed
 from training.run_folder import claim_folder, holds_a_run, move_run_aside, release_folder
 
 Hours = Annotated[float, Range(float, at_least=0, at_most=10**4)]
@@ -75,8 +76,17 @@ def state_table(states: Sequence[EntryState]) -> str:
     return f"{table}\n{total}" + (f" without {len(barred)} that cannot be made here" if barred else "")
 
 
-def reproduce(entries: Sequence[Entry], making: Sequence[Entry], states: States, deadline: Deadline) -> bool:
-    """Make and record the entries `making`, one after another. Returns whether none has failed."""
+def reproduce(
+    entries: Sequence[Entry],
+    making: Sequence[Entry],
+    states: States,
+    deadline: Deadline,
+    seeds: Sequence[int] = (),
+) -> bool:
+    """Make and record the entries `making`, one after another, of each these `seeds` or all.
+
+    Returns whether none has failed.
+    """
     failed = []
     for entry in making:
         state = states.of(entry)
@@ -84,7 +94,7 @@ def reproduce(entries: Sequence[Entry], making: Sequence[Entry], states: States,
         obstacle = state.obstacle or (f"it reads the run of {absent[0]}, which is not there" if absent else "")
         if obstacle:
             print(f"{entry.name}: skipped, {obstacle}", file=sys.stderr, flush=True)
-        elif not _make_seeds(state, states, deadline):
+        elif not _make_seeds(state, states, deadline, seeds):
             failed.append(entry.name)
         elif all(states.of_seed(entry, seed).done for seed in entry.seeds):
             print(f"{entry.name}: recorded in {_record(entry, states)}", flush=True)
@@ -93,10 +103,10 @@ def reproduce(entries: Sequence[Entry], making: Sequence[Entry], states: States,
     return not failed
 
 
-def _make_seeds(state: EntryState, states: States, deadline: Deadline) -> bool:
-    """Run an entry's seeds as far as there is time. Returns whether none has failed."""
+def _make_seeds(state: EntryState, states: States, deadline: Deadline, chosen: Sequence[int]) -> bool:
+    """Run the `chosen` ones of an entry's seeds, or all, as far as there is time. Returns whether none failed."""
     for seed in state.seeds:
-        if seed.done:
+        if seed.done or (chosen and seed.seed not in chosen):
             continue
         minutes = minutes_left(state.entry, seed)
         if not deadline.leaves_room_for(minutes):
@@ -171,6 +181,7 @@ def main(
     hours: Hours = 0,
     list: bool = False,
     data: PathFlag = "",
+    seeds: tuple[Seed, ...] = (),
 ) -> None:
     """Make the published runs that are missing or were made by other code, and record them.
 
@@ -179,6 +190,7 @@ def main(
         hours: stop after so many hours, and save what is running; 0: when all is done
         list: only say what is missing or stale, why, and how many minutes it would take
         data: folder of the data sets, by default what the environment variable ONECYCLE_DATA says
+        seeds: make these of each record alone; with the last one that was missing it is written
     """
     try:
         data = data or os.environ.get(DATA_VARIABLE, "")
@@ -190,7 +202,11 @@ def main(
             return
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _end)
-        if not reproduce(entries, to_make(entries, chosen, states), states, Deadline(hours)):
+        for entry in chosen:
+            missing = [seed for seed in seeds if seed not in entry.seeds]
+            if missing:
+                raise UsageError(f"--seeds {missing[0]}: {entry.name} has {', '.join(map(str, entry.seeds))}")
+        if not reproduce(entries, to_make(entries, chosen, states), states, Deadline(hours), seeds):
             sys.exit(1)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

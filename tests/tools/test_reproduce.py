@@ -160,6 +160,27 @@ class WhenTraining(Deadline):
         return 0.0
 
 
+def test_seeds_that_were_asked_for_are_made_alone(root, monkeypatch, capsys):
+    (entry,) = write_catalogue(root, SMALL | {"seeds": [0, 1, 2]})
+    states, made, recorded = States(root, DATA), [], []
+
+    def make(entry, seed, states, deadline):
+        made.append(seed.seed)
+        write_finished_seed(root, states, entry, seed.seed)
+        return True
+
+    monkeypatch.setattr(tools.reproduce, "_make_seed", make)
+    monkeypatch.setattr(tools.reproduce, "_record", lambda entry, states: recorded.append(list(made)) or "there")
+    assert reproduce([entry], [entry], states, Deadline(0), [1]) and made == [1] and not recorded
+    assert reproduce([entry], [entry], states, Deadline(0), [2, 0])
+    assert made == [1, 0, 2] and recorded == [[1, 0, 2]]
+    monkeypatch.setattr(tools.reproduce, "ROOT", root)
+    monkeypatch.setattr("sys.argv", ["reproduce", "small", "--seeds", "7"])
+    with pytest.raises(SystemExit) as end:
+        call_with_flags(tools.reproduce.main)
+    assert end.value.code == 2 and "--seeds 7: small has 0, 1, 2" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.training
 def test_a_run_is_cut_goes_on_and_is_recorded_beside_one_that_fails(root, capsys):
