@@ -488,11 +488,12 @@ def test_the_mean_of_the_last_validations_weights_is_tested_where_it_is_better(
 def test_a_run_is_fitted_to_its_corpus_but_for_what_is_given_and_resumed_as_it_was(train, tmp_path, capsys):
     """Its own flags give the sizes of a tiny model; the rest is the rule's."""
     ends = ("--max_train_steps", "4", "--checkpointing_steps", "2", "--no_final_test")
+    fitted = CorpusSettings("output", 300, 640, 7, 0.25, 48, 3, 96)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_translation, "settings_for", lambda train: CorpusSettings(300, 640, 7, 0.25, 48, 3, 96))
+        patch.setattr(train_translation, "settings_for", lambda train: fitted)
         assert train(tmp_path / "run", "--fit_to_corpus", *ends) == 0
     said = capsys.readouterr().out
-    assert "--vocab_size 300 --max_tokens 640 --epochs 7 --dropout 0.25" in said
+    assert "--tied_embeddings output --vocab_size 300 --max_tokens 640 --epochs 7 --dropout 0.25" in said
     assert "given instead: --vocab_size 400" in said
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
     assert settings["epochs"] == 2 and settings["d_model"] == 32 and settings["fit_to_corpus"]

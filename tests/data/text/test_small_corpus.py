@@ -21,7 +21,7 @@ def test_the_smaller_a_corpus_the_more_epochs_the_smaller_updates_and_the_fewer_
     assert [s.epochs for s in found] == [25, 20, 15, 9, 8]
     assert [s.max_tokens for s in found] == [2048, 2048, 2048, 4096, 4096]
     assert [s.d_model for s in found] == [256, 256, 256, 320, 320]
-    assert [s.vocab_size for s in found] == [3600, 4100, 5000, 7200, 7700]
+    assert [s.vocab_size for s in found] == [8900, 10200, 12500, 17800, 19200]
     assert all(s.d_model % s.n_heads == 0 and s.d_ff == 4 * s.d_model and s.dropout == 0.2 for s in found)
 
 
@@ -33,7 +33,7 @@ def test_the_same_pairs_with_longer_sentences_have_more_tokens():
 
 def test_an_alphabet_of_thousands_finds_room():
     han = "".join(map(chr, range(0x4E00, 0x4E00 + 2500)))
-    assert settings_for(text_of(30_000, han, 35)).vocab_size == 4100 + 2500
+    assert settings_for(text_of(30_000, han, 35)).vocab_size == 10200 + 2500
 
 
 def test_rare_characters_take_no_room():
