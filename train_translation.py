@@ -826,12 +826,10 @@ def main(config: Config) -> None:
     bleu_tokenizer, note = choose_bleu_tokenizer(config.bleu_tokenizer, config.languages[1], splits.train.targets)
     config = replace(config, bleu_tokenizer=bleu_tokenizer)
     check_sizes(corpus, n_parts, config.beam_size)
-
     planner = planner_of(accelerator, corpus.training_pairs(0), config)
     first_epoch = planner.plan_epoch(0)
 
-    def plan(epoch: int, seen: int = 0) -> Sequence[Update]:
-        # `seen` is 0: where updates of another size go on, an epoch that has begun is shown from its start.
+    def plan(epoch: int, seen: int = 0) -> Sequence[Update]:  # `seen` is 0: an epoch goes on or begins anew
         of_epoch = planner
         if config.bpe_dropout > 0:  # segmented anew, the next epoch while this one is trained on
             more = (epoch + 1) * len(first_epoch) < total_steps
@@ -884,8 +882,7 @@ def main(config: Config) -> None:
         validations_kept=config.average_checkpoints,
         files=files,
     )
-    # No loop.warm_up(..): shapes come and go over an epoch, so the first updates wait, with --compile longest.
-    for batch in loop:
+    for batch in loop:  # no loop.warm_up(..) before: shapes come and go, so the first updates wait for kernels
         if loop.due("validate"):
             metrics, translations = evaluate(
                 accelerator,
