@@ -351,11 +351,10 @@ def objective(logits: Tensor, labels: Tensor, config: Config) -> dict[str, Tenso
 
     logits (B, K) float32, labels (B,).
     """
-    return {
-        "loss": F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="sum"),
-        "nll": F.cross_entropy(logits.detach(), labels, reduction="sum"),
-        "accuracy": (logits.argmax(1) == labels).sum(),
-    }
+    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="sum")
+    nll = F.cross_entropy(logits.detach(), labels, reduction="sum")  # comparable with that of validation
+    n_right = (logits.argmax(1) == labels).sum()
+    return {"loss": loss, "nll": nll, "accuracy": n_right}
 
 
 def objective_on_hardest(output: HardExamplesOutput, labels: Tensor, config: Config) -> dict[str, Tensor]:
