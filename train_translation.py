@@ -828,7 +828,7 @@ def main(config: Config) -> None:
     planner = planner_of(accelerator, corpus.training_pairs(0), config)
     first_epoch = planner.plan_epoch(0)
 
-    def plan(epoch: int, seen: int = 0) -> Sequence[Update]:  # `seen` is 0: an epoch goes on or begins anew
+    def plan(epoch: int, seen: int = 0) -> Sequence[Update]:  # `seen` is 0: other updates begin an epoch anew
         of_epoch = planner
         if config.bpe_dropout > 0:  # segmented anew, the next epoch while this one is trained on
             more = (epoch + 1) * len(first_epoch) < total_steps

@@ -31,8 +31,8 @@ class GenerativeModel(nn.Module):
     asks for shapes (Kaur et al. 2019, arXiv 1910.08640), of up to that share of the contrast that photographs have;
     more contrast than theirs is taken from a picture first, or it would drown the noise. With `classifier_pooling`
     > 1 it sees squares of so many pixels averaged, and no finer pattern moves it. Drawing images a second time and
-    showing them takes more than half of an update. With `classifier_every` > 1 that is done with the first of each
-    so many images alone, which then count for all.
+    showing them takes much of an update. With `classifier_every` > 1 that is done with the first of each so many
+    images alone, which then count for all.
 
     `picture_temperature` scales the noise of spatial latents in pictures that are made for a label, here and in
     models/cvae_pictures.py: at 0 they are drawn at the means of their priors.

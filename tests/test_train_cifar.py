@@ -564,6 +564,17 @@ def test_an_optimizer_has_every_trained_parameter_once(recipe, optimizer):
     assert set(held) == {id(p) for p in model.parameters() if p.requires_grad}
 
 
+def test_muon_turns_filters_by_their_own_momentum_and_keeps_their_norm_in_a_net_without_norms():
+    config = replace(RECIPES["ultimus"][1], optimizer="muon", filter_momentum=0.75)
+    for hard_share in (1.0, 0.5):  # the net that picks the hardest has norms: they are not those of the other
+        config = replace(config, hard_share=hard_share)
+        filters, *others = build_optimizer(build_model(config, 10), config, "no").param_groups
+        assert filters["keeps_norm"] and filters["momentum"] == 0.75
+        assert all(group["momentum"] == config.momentum for group in others)
+    speednet = RECIPES["speedrun"][1]
+    assert not build_optimizer(build_model(speednet, 10), speednet, "no").param_groups[0]["keeps_norm"]
+
+
 # --- options
 
 

@@ -143,6 +143,16 @@ def test_prior_samples_have_a_row_for_each_class(tmp_path, drawn, n_classes, n_s
     title, *labels = texts(drawn["prior.png"])
     assert labels == names[:n_shown]
     assert ("20 of 24 classes" in title) == (n_classes == 24)
+    assert "temperature" not in title
+
+
+def test_the_titles_of_what_is_drawn_say_at_which_temperature(tmp_path, drawn):
+    names, images, labels = CLASSES[:2], numbered(2), torch.tensor([0, 1])
+    write_prior_samples(tmp_path / "prior.png", numbered(2, 3), names, temperature=0.3)
+    write_wrong_labels(tmp_path / "wrong.png", images, labels, 1 - labels, images, names, temperature=0.3)
+    write_relabelled(tmp_path / "each.png", images, numbered(2, 2), labels, names, temperature=0.3)
+    for name in ("prior.png", "wrong.png", "each.png"):
+        assert "temperature of 0.3" in texts(drawn[name])[0]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
